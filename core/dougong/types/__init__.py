@@ -1,0 +1,7 @@
+"""Value types that every floor shares. Pure Python: nothing here imports torch."""
+
+from dougong.types.finish import FinishReason
+from dougong.types.outputs import CompletionOutput, Logprob, RequestOutput, RequestTimes
+from dougong.types.sampling import SamplingParams
+
+__all__ = ["CompletionOutput", "FinishReason", "Logprob", "RequestOutput", "RequestTimes", "SamplingParams"]
