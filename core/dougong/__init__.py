@@ -1,0 +1,45 @@
+"""dougong (斗拱): one LLM serving core for every accelerator.
+
+Names are imported when they are first used: ``import dougong`` loads neither torch nor a vendor's SDK.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "LLM": "dougong.engine.llm",
+    "AsyncEngine": "dougong.engine.async_engine",
+    "Engine": "dougong.engine.engine",
+    "EngineConfig": "dougong.config",
+    "SamplingParams": "dougong.types",
+    "RequestOutput": "dougong.types",
+    "CompletionOutput": "dougong.types",
+    "FinishReason": "dougong.types",
+    "DougongError": "dougong.errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from dougong.config import EngineConfig
+    from dougong.engine.async_engine import AsyncEngine
+    from dougong.engine.engine import Engine
+    from dougong.engine.llm import LLM
+    from dougong.errors import DougongError
+    from dougong.types import CompletionOutput, FinishReason, RequestOutput, SamplingParams
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'dougong' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
