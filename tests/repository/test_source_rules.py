@@ -50,10 +50,10 @@ def code_tokens(path: Path) -> Iterator[tuple[int, str]]:
         and isinstance(node.body[0].value, ast.Constant)
     }
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.NAME:
-            yield token.start[0], token.string
-        elif token.type == tokenize.STRING and token.start[0] not in documentation:
-            yield token.start[0], token.string
+        # From Python 3.12 on an f-string comes in pieces.
+        if tokenize.tok_name[token.type] in ("NAME", "STRING", "FSTRING_MIDDLE"):
+            if token.type == tokenize.NAME or token.start[0] not in documentation:
+                yield token.start[0], token.string
 
 
 def test_no_vendor_name_above_hal() -> None:
