@@ -140,10 +140,10 @@ class SamplingParams:
         if not isinstance(self.logit_bias, Mapping):
             raise _refuse("logit_bias", self.logit_bias, allowed)
         clean: dict[int, float] = {}
-        for token, bias in self.logit_bias.items():
+        items: Iterable[tuple[Any, Any]] = self.logit_bias.items()
+        for key, bias in items:
             # JSON has only string keys: OpenAI's clients send them so.
-            if isinstance(token, str) and token.isdigit():
-                token = int(token)
+            token = int(key) if isinstance(key, str) and key.isdigit() else key
             if isinstance(token, bool) or not isinstance(token, int) or token < 0:
                 raise _refuse("logit_bias", dict(self.logit_bias), allowed)
             clean[token] = _number("logit_bias", bias, -100.0, 100.0, allowed)
@@ -157,6 +157,4 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """Whether the tokens seen so far change the logits."""
-        return (
-            self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-        )
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0

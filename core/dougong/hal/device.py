@@ -1,0 +1,89 @@
+"""The device facts that a backend brings. Defaults come from ``torch.get_device_module(type)``."""
+
+from __future__ import annotations
+
+from abc import ABC
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from dougong.hal.cache import LayerCache, allocate_cache
+from dougong.hal.group import KVGroup
+
+if TYPE_CHECKING:
+    from dougong.hal.graph import GraphBackend
+
+__all__ = ["Device", "MemoryInfo"]
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """Bytes of device memory; ``free`` is what an allocation could still get."""
+
+    free: int
+    total: int
+
+
+class Device(ABC):
+    """One accelerator of one process.
+
+    ``type`` is torch's device type, ``dist_backend`` the torch.distributed backend for collectives,
+    ``pins_memory`` whether pinned host buffers make copies asynchronous, ``graphs`` the device's ability to record
+    graphs (None: it has none), ``dtypes`` what models may run in, preferred first.
+    """
+
+    type: ClassVar[str]
+    dist_backend: ClassVar[str] = "gloo"
+    pins_memory: ClassVar[bool] = False
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
+    graphs: GraphBackend | None = None
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.torch_device = torch.device(self.type, index)
+
+    @property
+    def module(self) -> Any:
+        """torch's module of this device type (``torch.cuda`` and its like)."""
+        return torch.get_device_module(self.type)
+
+    @property
+    def name(self) -> str:
+        """The product's name, to show."""
+        return self.type
+
+    def setup(self) -> None:
+        """Make this the current device of the process; called once before anything is allocated."""
+        self.module.set_device(self.index)
+
+    def memory(self) -> MemoryInfo:
+        """Free and total bytes now, memory that torch's allocator holds but does not use counted as free."""
+        free, total = self.module.mem_get_info(self.index)
+        held = self.module.memory_reserved(self.index) - self.module.memory_allocated(self.index)
+        return MemoryInfo(free + held, total)
+
+    def synchronize(self) -> None:
+        """Wait for all work on the device."""
+        self.module.synchronize(self.index)
+
+    def new_stream(self) -> Any:
+        """A side stream for copies, or None where work is done in order on one stream."""
+        return self.module.Stream(self.index)
+
+    def stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """Launch on ``stream`` inside the ``with`` block (a no-op for None)."""
+        return nullcontext() if stream is None else self.module.stream(stream)
+
+    def new_event(self) -> Any:
+        """An event with ``record()``, ``synchronize()`` and ``query()``."""
+        return self.module.Event()
+
+    def empty_cache(self, group: KVGroup, blocks: int) -> LayerCache:
+        """An uninitialised cache of ``blocks`` kernel blocks for one layer of ``group``."""
+        return allocate_cache(group.spec, group.layout, blocks, group.kernel_block, self.torch_device)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``dougong doctor`` shows: driver, toolkit, compute capability, instruction set …"""
+        return {}
