@@ -1,0 +1,94 @@
+"""Block shapes, warps and stages of the attention kernels: a table per target, tuned offline.
+
+`tuning/<target>.json` maps a class of shapes to settings. It is read once, when the first kernel is made, and nothing
+is tried out at serve time: the first request pays for compilation only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+__all__ = ["ExtendConfig", "SplitConfig", "config_class", "configs_for", "table_for"]
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """The split-KV kernel. `columns` = keys times kv heads in a tile; `per_core` programs per multiprocessor."""
+
+    heads_per_tile: int = 4
+    columns: int = 64
+    warps: int = 4
+    stages: int = 3
+    per_core: int = 2
+    min_units: int = 2
+    """Fewest key tiles of a program: fewer would cost more in merging than they save in reading."""
+
+
+@dataclass(frozen=True)
+class ExtendConfig:
+    """The extend kernel: rows of queries times heads, keys per tile. `max_registers` 0 leaves the choice to Triton."""
+
+    rows: int = 128
+    keys: int = 64
+    warps: int = 8
+    stages: int = 2
+    max_registers: int = 0
+    heads_outer: bool = False
+
+
+def config_class(head_dim: int, latent: bool, wide: bool) -> str:
+    """The table's key. `wide`: the cache's dtype has as many bytes as the queries' (not int8 or fp8)."""
+    if latent:
+        return "latent"
+    padded = max(32, 1 << (head_dim - 1).bit_length())
+    return f"d{padded}" + ("" if wide else "_narrow")
+
+
+@lru_cache(maxsize=16)
+def table_for(target: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The tuned table of a target ("sm90", "gfx942"), else of its family ("cuda", "hip", "xpu")."""
+    folder = resources.files("dougong_kernels") / "tuning"
+    family = "cuda" if target.startswith("sm") else "hip" if target.startswith("gfx") else "xpu"
+    for name in (target, family):
+        path = folder / f"{name}.json"
+        if path.is_file():
+            table: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+            return table
+    return {}
+
+
+def configs_for(
+    target: str, head_dim: int, *, latent: bool = False, wide: bool = True
+) -> tuple[SplitConfig, ExtendConfig]:
+    """Settings for a head dim on a target: the tuned ones where the table has them, safe ones elsewhere."""
+    entry = table_for(target).get(config_class(head_dim, latent, wide), {})
+    split, extend = _safe(target, head_dim, latent)
+    return replace(split, **entry.get("split", {})), replace(extend, **entry.get("extend", {}))
+
+
+def _safe(target: str, head_dim: int, latent: bool) -> tuple[SplitConfig, ExtendConfig]:
+    """Settings that fit 64 KiB of shared memory (AMD) or 160 KiB (NVIDIA) at any head dim."""
+    cuda = target.startswith("sm")
+    if latent:
+        return (
+            SplitConfig(1, 32 if cuda else 16, 8 if cuda else 4, 2 if cuda else 1, 1, 2),
+            ExtendConfig(64 if cuda else 16, 32 if cuda else 16, 8 if cuda else 4, 2 if cuda else 1),
+        )
+    if head_dim > 128:
+        return (
+            SplitConfig(4, 64 if cuda else 32, 4, 2 if cuda else 1, 1, 2),
+            ExtendConfig(64, 64 if cuda else 32, 4, 2 if cuda else 1),
+        )
+    return (
+        SplitConfig(4, 64, 4, 3 if cuda else 2, 2, 2),
+        ExtendConfig(128, 64, 8 if cuda else 4, 2),
+    )
+
+
+def as_entry(split: SplitConfig, extend: ExtendConfig) -> dict[str, dict[str, Any]]:
+    """What `tuning/*.json` holds for one class."""
+    return {"split": asdict(split), "extend": asdict(extend)}

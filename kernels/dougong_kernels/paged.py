@@ -1,0 +1,316 @@
+"""Paged attention over bare tensors: plan once per step, run once per layer.
+
+Neither the hal nor a vendor is known here; `dougong_kernels.attention` puts the hal's interface on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dougong_kernels.config import ExtendConfig, SplitConfig
+from dougong_kernels.triton.extend import extend_kernel
+from dougong_kernels.triton.planning import plan_kernel
+from dougong_kernels.triton.split import split_kernel
+
+__all__ = ["PagedAttention", "PagedPlan", "Shape"]
+
+_SPEC_TOKENS = 8
+"""Batches whose longest row has at most this many queries (drafts to verify) go through the split kernel whole."""
+
+
+def _pow2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """All that is fixed at compile time. `block_size` 0: K and V come without pages (ragged)."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    head_dim_v: int
+    block_size: int
+    scale: float
+    causal: bool = True
+    window: int = 0
+    softcap: float = 0.0
+    alibi: bool = False
+    sinks: bool = False
+    lse: bool = False
+    latent: bool = False
+    fp8: int = 0
+    """0: the cache's values convert directly; 1: e4m3 converted by the compiler; 2: e4m3 decoded from its bytes."""
+    upcast: bool = False
+    """Products in float32: for float32 models, and for the interpreter, whose bfloat16 products are wrong."""
+
+
+@dataclass
+class PagedPlan:
+    """One step's work lists. Device buffers are made once and keep their addresses.
+
+    `launched` is what a captured graph holds: (split kernel, its queries per row, extend kernel's item bound).
+    """
+
+    head: torch.Tensor
+    prefix: torch.Tensor
+    tiles: torch.Tensor
+    starts: torch.Tensor
+    rows: torch.Tensor
+    items: torch.Tensor
+    split_tokens: int = 0
+    max_items: int = 0
+    num_tokens: int = 0
+    launched: tuple[int, int] | None = None
+    keep: tuple[Any, ...] = field(default=())
+
+
+class PagedAttention:
+    """Kernels, settings and workspace for one shape on one device.
+
+    All runs of one object must be ordered on one stream: they share the workspace of partial results.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        max_kv_len: int,
+        cores: int,
+        device: torch.device | str,
+        split: SplitConfig,
+        extend: ExtendConfig,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.shape, self.split, self.extend = shape, split, extend
+        self.max_rows, self.max_tokens = max_rows, max_tokens
+        self.device = torch.device(device)
+        self.invariant = batch_invariant
+        s = shape
+        self.group = s.num_heads // s.num_kv_heads
+        self.d_rope = s.head_dim - s.head_dim_v if s.latent else 0
+        self.d_main = s.head_dim_v if s.latent else s.head_dim
+        self.d_pad = max(16, _pow2(self.d_main))
+        self.dv_pad = max(16, _pow2(s.head_dim_v))
+        # Split kernel: kv heads of a tile, query heads of a kv head.
+        limit = 64
+        self.gb = min(self.group, limit)
+        hpt = min(split.heads_per_tile, limit // self.gb, max(1, split.columns // 16))
+        while s.num_kv_heads % hpt or hpt & (hpt - 1):
+            hpt -= 1
+        self.hpt = hpt
+        self.block_n = max(16, split.columns // hpt) if hpt == 1 else split.columns // hpt
+        self.pieces = -(-self.group // self.gb)
+        self.groups = (s.num_kv_heads // hpt) * self.pieces
+        self.programs = cores * split.per_core
+        # Extend kernel.
+        self.egb = min(self.group, extend.rows)
+        self.eqt = extend.rows // self.egb
+        self.egroups = s.num_kv_heads * -(-self.group // self.egb)
+        self.unit_tiles = 1
+        self.max_units = 0
+        slots = 2 * self.programs
+        if batch_invariant:
+            # Cut sizes depend on the longest sequence allowed and on nothing in the batch.
+            tiles = -(-max_kv_len // self.block_n)
+            self.unit_tiles = _pow2(max(-(-512 // self.block_n), -(-tiles // 32)))
+            per_row = -(-tiles // self.unit_tiles)
+            slots = max_rows * per_row * self.groups if per_row > 1 else 1
+        self._slots = slots
+        self._work: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.counters = torch.zeros(max_rows * self.groups, dtype=torch.int32, device=self.device)
+        self._constants: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._workspace(1)
+        self._null = torch.zeros(1, dtype=torch.float32, device=self.device)
+
+    def _workspace(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Partial results [slots, rows of a tile, Dv] and their LSE, float32."""
+        found = self._work.get(tokens)
+        if found is None:
+            rows = tokens * self.gb * self.hpt
+            acc = torch.empty(self._slots * rows * self.dv_pad, dtype=torch.float32, device=self.device)
+            found = acc, torch.empty(self._slots * rows, dtype=torch.float32, device=self.device)
+            self._work[tokens] = found
+        return found
+
+    def new_plan(self) -> PagedPlan:
+        def ints(n: int) -> torch.Tensor:
+            return torch.zeros(n, dtype=torch.int32, device=self.device)
+
+        items = self.max_tokens // self.eqt + self.max_rows
+        return PagedPlan(
+            head=torch.zeros(8, dtype=torch.int64, device=self.device),
+            prefix=ints(self.max_rows + 1),
+            tiles=ints(self.max_rows + 1),
+            starts=ints(self.programs),
+            rows=ints(3 * self.max_rows),
+            items=ints(2 * items),
+        )
+
+    def plan(
+        self,
+        into: PagedPlan,
+        cu_q: torch.Tensor,
+        kv_len: torch.Tensor,
+        table: torch.Tensor | None,
+        *,
+        num_rows: int,
+        num_tokens: int,
+        max_q_len: int,
+        host_cu_q: torch.Tensor | None = None,
+    ) -> None:
+        """Fill the plan. cu_q [B+1], kv_len [B], table [B, W]: int32 on the device, read again by every run.
+
+        host_cu_q [B+1] on the host tells which kernels a mixed batch needs; without it both are launched.
+        """
+        short, items = self._paths(num_rows, num_tokens, max_q_len, host_cu_q)
+        if into.launched is not None:
+            short, items = self._fit(into.launched, short, items, num_rows, num_tokens, max_q_len)
+        into.split_tokens, into.max_items, into.num_tokens = short, items, num_tokens
+        into.keep = (cu_q, kv_len, table)
+        if num_rows == 0:
+            into.head.zero_()
+            return
+        block = min(1024, max(64, _pow2(max(self.max_rows, self.programs))))
+        plan_kernel[(1,)](
+            cu_q,
+            kv_len,
+            cu_q if table is None else table,
+            into.head,
+            into.prefix,
+            into.tiles,
+            into.starts,
+            into.rows,
+            into.items,
+            num_rows,
+            short,
+            self.groups,
+            self.programs,
+            1 if self.invariant else self.split.min_units,
+            self.unit_tiles,
+            0 if table is None else table.stride(0),
+            QT_EXTEND=self.eqt,
+            BLOCK_N=self.block_n,
+            CAUSAL=self.shape.causal,
+            WINDOW=self.shape.window,
+            STEPS=max(1, self.max_rows.bit_length()),
+            BLOCK=block,
+            num_warps=min(8, max(1, block // 128)),
+        )
+
+    def _paths(
+        self, num_rows: int, num_tokens: int, max_q_len: int, host_cu_q: torch.Tensor | None
+    ) -> tuple[int, int]:
+        """(queries of a row in the split kernel, 0 for not launched; bound on the extend kernel's items)."""
+        if max_q_len <= 1:
+            return 1, 0
+        if max_q_len <= _SPEC_TOKENS and not self.invariant and self.group * _SPEC_TOKENS <= 128:
+            return _SPEC_TOKENS, 0
+        if host_cu_q is None or torch.any(host_cu_q[1 : num_rows + 1] - host_cu_q[:num_rows] == 1):
+            return 1, num_tokens // self.eqt + num_rows
+        return (1 if self.invariant else 0), num_tokens // self.eqt + num_rows
+
+    def _fit(
+        self, launched: tuple[int, int], short: int, items: int, num_rows: int, num_tokens: int, max_q_len: int
+    ) -> tuple[int, int]:
+        """Keep to the launches that a captured graph holds."""
+        short, bound = launched
+        if max_q_len <= short:
+            return short, bound
+        items = num_tokens // self.eqt + num_rows
+        if items > bound:
+            raise ValueError(
+                f"a batch of {num_rows} rows, {num_tokens} tokens and up to {max_q_len} queries per row does not fit "
+                f"the captured graph, which holds up to {short} queries per row and {bound} query tiles beyond; "
+                "capture a graph for the larger batch"
+            )
+        return short, bound
+
+    def _constexprs(self, tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        found = self._constants.get(tokens)
+        if found is None:
+            s = self.shape
+            both = dict(
+                K=s.num_kv_heads, G=self.group, PAGE=s.block_size, D=self.d_main, DP=self.d_pad, DR=self.d_rope,
+                DV=s.head_dim_v, DVP=self.dv_pad, CAUSAL=s.causal, WINDOW=s.window, SOFTCAP=s.softcap > 0,
+                ALIBI=s.alibi, SINKS=s.sinks, FP8=s.fp8, UPCAST=s.upcast, LATENT=s.latent,
+            )  # fmt: skip
+            rows = max(1, tokens) * self.gb * self.hpt
+            split = dict(
+                both, unit_tiles=self.unit_tiles, GB=self.gb, HPT=self.hpt, BLOCK_M=max(16, _pow2(rows)),
+                QT=max(1, tokens), BLOCK_N=self.block_n, FIXED=self.invariant, STAGES=self.split.stages,
+                num_warps=self.split.warps,
+            )  # fmt: skip
+            e = self.extend
+            extend = dict(
+                both, GB=self.egb, BLOCK_M=e.rows, QT=self.eqt, BLOCK_N=e.keys, HEADS_OUTER=e.heads_outer,
+                STAGES=e.stages, num_warps=e.warps,
+            )  # fmt: skip
+            if e.max_registers:
+                extend["maxnreg"] = e.max_registers
+            found = self._constants[tokens] = split, extend
+        return found
+
+    def run(
+        self,
+        plan: PagedPlan,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor | None = None,
+        *,
+        kv_start: torch.Tensor | None = None,
+        k_scale: float | torch.Tensor = 1.0,
+        v_scale: float | torch.Tensor = 1.0,
+        sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
+    ) -> None:
+        """q [T, H, D], out [T, H, Dv], lse [T, H]; k, v [blocks, N, K, D] with any strides but the last.
+
+        Ragged (block_size 0): k, v [Tk, K, D] and kv_start [B] int32, each row's first key.
+        """
+        s = self.shape
+        if plan.num_tokens == 0:
+            return
+        tokens = plan.split_tokens
+        split, extend = self._constexprs(tokens)
+        scale = s.scale
+        scaled = isinstance(k_scale, torch.Tensor) or isinstance(v_scale, torch.Tensor)
+        if scaled:
+            k_scale = k_scale if isinstance(k_scale, torch.Tensor) else self._null + k_scale
+            v_scale = v_scale if isinstance(v_scale, torch.Tensor) else self._null + v_scale
+        else:
+            scale, k_scale = scale * float(k_scale), None  # type: ignore[assignment,arg-type]
+        if s.block_size:
+            kb, kn, kh = k.stride(0), k.stride(1), k.stride(2)
+            vb, vn, vh = v.stride(0), v.stride(1), v.stride(2)
+        else:
+            (kb, kh), kn = k.stride()[:2], 0
+            (vb, vh), vn = v.stride()[:2], 0
+        if s.fp8 == 2:
+            k, v = k.view(torch.uint8), v.view(torch.uint8)
+        strides = (
+            q.stride(0), q.stride(1), kb, kn, kh, vb, vn, vh, out.stride(0), out.stride(1),
+            0 if lse is None else lse.stride(0),
+        )  # fmt: skip
+        layer = (k_scale, v_scale, sinks, slopes, scale, s.softcap)
+        flags = {"SCALES": scaled, "LSE": lse is not None}
+        if tokens:
+            acc, acc_lse = self._workspace(tokens)
+            split_kernel[(self.programs,)](
+                q, k, v, out, lse, plan.head, plan.prefix, plan.starts, plan.rows, kv_start,
+                acc, acc_lse, self.counters, *layer, *strides, **split, **flags,
+            )  # fmt: skip
+        if plan.max_items:
+            extend_kernel[(plan.max_items * self.egroups,)](
+                q, k, v, out, lse, plan.head, plan.items, plan.rows, kv_start, *layer, *strides, plan.max_items,
+                **extend, **flags,
+            )  # fmt: skip
+        if plan.launched is None and self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            plan.launched = tokens, plan.max_items
