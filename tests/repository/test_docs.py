@@ -22,8 +22,7 @@ def pages() -> list[Path]:
         path
         for path in sorted(ROOT.rglob("*.md"))
         if not any(
-            part in skipped or (part.startswith(".") and part != ".github")
-            for part in path.relative_to(ROOT).parts
+            part in skipped or (part.startswith(".") and part != ".github") for part in path.relative_to(ROOT).parts
         )
     ]
 

@@ -51,17 +51,13 @@ def run(command: Sequence[str | Path], **options: object) -> subprocess.Complete
 
 def succeed(command: Sequence[str | Path], **options: object) -> str:
     done = run(command, **options)
-    assert done.returncode == 0, (
-        f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 def tracked(folder: Path) -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    names = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
     return [name for name in names if (folder / name).is_file()]
 
 
@@ -117,9 +113,7 @@ def test_metadata(folder: str, built: dict[str, tuple[Path, Path]]) -> None:
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Summary"]
     if folder == ".":
-        assert {"cpu", "cuda", "rocm", "xpu", "ascend", "serve"} <= set(
-            metadata.get_all("Provides-Extra", [])
-        )
+        assert {"cpu", "cuda", "rocm", "xpu", "ascend", "serve"} <= set(metadata.get_all("Provides-Extra", []))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -132,9 +126,7 @@ def test_sdist_holds_the_sources_and_no_litter(folder: str, built: dict[str, tup
     wanted = {f"{prefix}{n}" for n in tracked(package_root(folder)) if n.startswith(f"{package}/")}
     assert wanted <= names, f"missing in {sdist.name}: {sorted(wanted - names)}"
     assert "pyproject.toml" in names
-    litter = {
-        n for n in names if n.endswith((".so", ".pyc", ".o")) or n.startswith((".", "docs/", "backends/"))
-    }
+    litter = {n for n in names if n.endswith((".so", ".pyc", ".o")) or n.startswith((".", "docs/", "backends/"))}
     assert litter <= {".gitignore"}, f"{sdist.name} holds {sorted(litter)}"
     if folder == ".":
         assert {"LICENSE", "README.md"} <= names
