@@ -60,6 +60,8 @@ def test_metadata_is_of_one_kind(folder: str) -> None:
     assert project["requires-python"] == ROOT_PROJECT["project"]["requires-python"]
     assert project["license"] == "Apache-2.0"
     assert project.get("description")
+    # The licence asks that a copy goes with every wheel.
+    assert (ROOT / folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 @pytest.mark.parametrize("folder", OTHERS)

@@ -112,6 +112,7 @@ def test_metadata(folder: str, built: dict[str, tuple[Path, Path]]) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["Summary"]
+    assert "LICENSE" in metadata.get_all("License-File", [])
     if folder == ".":
         assert {"cpu", "cuda", "rocm", "xpu", "ascend", "serve"} <= set(metadata.get_all("Provides-Extra", []))
 
