@@ -1,0 +1,1 @@
+"""C++ sources of the kernels; the built library lies beside them."""
