@@ -27,11 +27,11 @@ class BlockCopy(NamedTuple):
 
 
 class FreedEntries(NamedTuple):
-    """Table entries ``first … first + count - 1`` of ``group`` fell behind the window and are 0 now."""
+    """Table entries ``first … first + num_entries - 1`` of ``group`` fell behind the window and are 0 now."""
 
     group: int
     first: int
-    count: int
+    num_entries: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,11 @@ class KVCacheManager:
         full = [g.pool.num_usable * g.block_size for g in self.groups if g.window is None]
         return min(full) if full else NEVER
 
+    @property
+    def one_step_capacity_tokens(self) -> int:
+        """Positions of one sequence that a single step can compute: there a window frees nothing."""
+        return min(g.pool.num_usable * g.block_size for g in self.groups)
+
     def stats(self) -> KVCacheStats:
         """A snapshot. O(groups)."""
         return KVCacheStats(
@@ -161,21 +166,16 @@ class KVCacheManager:
         align = self._align
         chains = self._chains(sequence, total // align * align)
         limit = total - 1 if total % align == 0 else total // align * align
-        groups = self.groups
-        agreed = 0
-        while limit > 0 and agreed < len(groups):
+        settled = -1
+        while limit > 0 and limit != settled:
             # Every group may shorten the hit, which the groups before it must then accept again: a window
             # that saw the end of a longer prefix may miss the end of a shorter one.
-            agreed = 0
-            for group in groups:
-                length = group.longest_prefix(chains[group.chain], limit, align)
-                if length < limit:
-                    limit = length
-                    break
-                agreed += 1
+            settled = limit
+            for group in self.groups:
+                limit = group.longest_prefix(chains[group.chain], limit, align)
         if limit <= 0:
             return NO_HIT
-        return PrefixHit(limit, tuple(g.cached_blocks(chains[g.chain], limit) for g in groups))
+        return PrefixHit(limit, tuple(g.cached_blocks(chains[g.chain], limit) for g in self.groups))
 
     def share(self, source: KVSequence, num_tokens: int) -> PrefixHit | None:
         """The first ``num_tokens`` positions of ``source`` as a hit for a sequence with the same tokens.
@@ -194,13 +194,27 @@ class KVCacheManager:
             tables.append([0] * first + table)
         return PrefixHit(num_tokens, tuple(tables))
 
+    def shorten(self, hit: PrefixHit) -> PrefixHit:
+        """``hit`` without a partly used last block, for when there is no block to copy that one to."""
+        length = hit.num_tokens // self._align * self._align
+        if not length:
+            return NO_HIT
+        tables: list[list[int]] = []
+        for group in self.groups:
+            first = group.first_visible_block(length)
+            table = hit.blocks[group.index][first : group.blocks_for(length)]
+            if 0 in table:
+                return NO_HIT
+            tables.append([0] * first + table)
+        return PrefixHit(length, tuple(tables))
+
     def begin(
-        self, sequence: KVSequence, hit: PrefixHit, num_tokens: int, reserve: int = 0
+        self, sequence: KVSequence, hit: PrefixHit, num_tokens: int, reserve: Sequence[int] | None = None
     ) -> list[BlockCopy] | None:
         """Give ``sequence`` the blocks of ``hit`` and new ones up to position ``num_tokens`` (exclusive).
 
         The copies must run before the forward of the step being planned; their sources stay held until
-        `flush_copies`. Returns None, having changed nothing, if a group would keep fewer than ``reserve``
+        `flush_copies`. Returns None, having changed nothing, if group g would keep fewer than ``reserve[g]``
         free blocks.
         """
         start = hit.num_tokens
@@ -210,7 +224,7 @@ class KVCacheManager:
             copied = 1 if start % group.block_size else 0
             need = group.blocks_for(num_tokens) - len(held) + copied
             need += sum(1 for block in held if block and not refs[block])
-            if need + reserve > group.pool.num_free:
+            if need + (reserve[group.index] if reserve else 0) > group.pool.num_free:
                 return None
         copies: list[BlockCopy] = []
         tables: list[list[int]] = []
@@ -282,16 +296,12 @@ class KVCacheManager:
                 assert fresh is not None, "counted above"
                 grown.append((group.index, len(table), fresh))
                 table += fresh
-        sequence.capacity = min(
-            len(t) * g.block_size for t, g in zip(sequence.block_ids, self.groups, strict=True)
-        )
+        sequence.capacity = min(len(t) * g.block_size for t, g in zip(sequence.block_ids, self.groups, strict=True))
         return grown
 
     def reach(self, sequence: KVSequence) -> int:
         """Positions that ``sequence`` could cover with all blocks now free."""
-        return min(
-            (len(sequence.block_ids[g.index]) + g.pool.num_free) * g.block_size for g in self.groups
-        )
+        return min((len(sequence.block_ids[g.index]) + g.pool.num_free) * g.block_size for g in self.groups)
 
     def confirm(self, sequence: KVSequence, num_tokens: int) -> list[FreedEntries]:
         """The first ``num_tokens`` positions are computed, and their tokens known.
@@ -303,8 +313,7 @@ class KVCacheManager:
             return []
         freed: list[FreedEntries] = []
         tagging = self.enable_prefix_caching and sequence.generation == self._generation
-        if tagging:
-            chains = self._chains(sequence, num_tokens)
+        chains = self._chains(sequence, num_tokens) if tagging else []
         for group in self.groups:
             table = sequence.block_ids[group.index]
             if tagging:

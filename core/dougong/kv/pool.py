@@ -183,7 +183,8 @@ class BlockPool:
         order = self.free_order()
         if len(order) != self.num_free or len(set(order)) != len(order):
             raise IntegrityError(f"free list has {len(order)} entries, num_free says {self.num_free}: {order[:20]}")
-        backwards, block = [], self._prev[self._sentinel]
+        backwards: list[int] = []
+        block = self._prev[self._sentinel]
         while block != self._sentinel and len(backwards) <= len(order):
             backwards.append(block)
             block = self._prev[block]
