@@ -1,0 +1,90 @@
+"""One user's request while it runs: its completions, their text, and when each is over."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from dougong.engine.detokenizer import Detokenizer
+from dougong.engine.stop_strings import StopStrings
+from dougong.scheduling import Request
+from dougong.types import CompletionOutput, FinishReason, Logprob, RequestOutput, RequestTimes, SamplingParams
+
+__all__ = ["Completion", "RequestGroup"]
+
+
+class Completion:
+    """One of a request's n completions: the scheduler's request, the output that users see, and the text between."""
+
+    __slots__ = ("detokenizer", "group", "output", "request", "stop_strings", "visible_finish")
+
+    def __init__(self, group: RequestGroup, request: Request, index: int, tokenizer: Any) -> None:
+        sampling = request.sampling
+        self.group = group
+        self.request = request
+        self.output = CompletionOutput(index)
+        wants_text = sampling.detokenize and tokenizer is not None
+        self.detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens) if wants_text else None
+        self.stop_strings = StopStrings(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None
+        if sampling.logprobs is not None:
+            self.output.logprobs = []
+            self.output.cumulative_logprob = 0.0
+
+    def push(self, token_id: int, finish: FinishReason | None) -> str | None:
+        """Take a token; returns the stop string that it completed, if any."""
+        output = self.output
+        output.token_ids.append(token_id)
+        if self.detokenizer is None:
+            return None
+        # An end token that stopped the completion is no text, even if special tokens are shown.
+        text = "" if finish is FinishReason.STOP else self.detokenizer.push(token_id)
+        found: str | None = None
+        if text and self.stop_strings is not None and len(output.token_ids) > self.request.sampling.min_tokens:
+            text, found = self.stop_strings.push(text)
+        if text:
+            output.text += text
+        return found
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None, error: str | None = None) -> None:
+        """Close it; text still held back belongs to it, unless a stop string ended it."""
+        if self.detokenizer is not None and not isinstance(stop_reason, str):
+            rest = self.detokenizer.flush()
+            if self.stop_strings is not None:
+                shown, found = self.stop_strings.push(rest)
+                rest = shown if found else shown + self.stop_strings.flush()
+            self.output.text += rest
+        self.output.stop_reason = stop_reason
+        self.output.error = error
+        self.output.finish_reason = reason
+
+    def add_logprobs(self, token_id: int, entry: dict[int, Logprob]) -> None:
+        """Log-probabilities of the token just pushed: its own and the likeliest ones."""
+        assert self.output.logprobs is not None
+        assert self.output.cumulative_logprob is not None
+        self.output.logprobs.append(entry)
+        self.output.cumulative_logprob += entry[token_id].logprob
+
+
+class RequestGroup:
+    """A user's request: n completions of one prompt, and the RequestOutput that grows while they run."""
+
+    __slots__ = ("completions", "output", "sampling", "unfinished")
+
+    def __init__(self, request_id: str, prompt: str | None, prompt_ids: list[int], sampling: SamplingParams) -> None:
+        self.sampling = sampling
+        self.completions: list[Completion] = []
+        self.unfinished = sampling.n
+        self.output = RequestOutput(request_id, prompt, prompt_ids, [], times=RequestTimes(arrival=time.monotonic()))
+        if sampling.prompt_logprobs is not None:
+            self.output.prompt_logprobs = [None]
+
+    def add(self, request: Request, tokenizer: Any) -> Completion:
+        completion = Completion(self, request, len(self.completions), tokenizer)
+        self.completions.append(completion)
+        self.output.outputs.append(completion.output)
+        return completion
+
+    def finished_one(self) -> None:
+        """One more completion is over; the request is when all are."""
+        self.unfinished -= 1
+        self.output.finished = self.unfinished == 0

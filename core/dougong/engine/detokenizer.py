@@ -1,0 +1,57 @@
+"""Turning a growing list of token ids into text, never cutting a character in two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Detokenizer"]
+
+_BROKEN = "\ufffd"
+#: Bytes of one character never span more tokens than this; a longer run of broken text is what the model wrote.
+_LONGEST_CHARACTER = 6
+
+
+class Detokenizer:
+    """Incremental decoding of one completion.
+
+    A token's text depends on its neighbours (spaces, bytes of one character), so each step decodes a short window: the
+    tokens of the last piece given out, with and without the new ones. What the new ones add is the next piece, unless
+    it ends inside a character: then it waits.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        skip_special_tokens: leave end-of-text and the like out of the text.
+    """
+
+    __slots__ = ("_decode", "_ids", "_prefix", "_read")
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:  # transformers' own decode costs ten times as much per call
+            self._decode = lambda ids: backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        else:
+            self._decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        self._ids: list[int] = []
+        self._prefix = 0  # first token of the window
+        self._read = 0  # first token whose text was not given out
+
+    def push(self, token_id: int) -> str:
+        """Take one more token; returns the text that is now certain ('' while inside a character)."""
+        self._ids.append(token_id)
+        before: str = self._decode(self._ids[self._prefix : self._read])
+        now: str = self._decode(self._ids[self._prefix :])
+        if now.endswith(_BROKEN) and len(self._ids) - self._read < _LONGEST_CHARACTER:
+            return ""
+        if len(now) <= len(before) and now == before[: len(now)]:
+            return ""  # a special token, or one that shows only with its successor
+        self._prefix, self._read = self._read, len(self._ids)
+        return now[len(before) :]
+
+    def flush(self) -> str:
+        """The text of what still waits; called once, when no token will follow."""
+        if self._read == len(self._ids):
+            return ""
+        before: str = self._decode(self._ids[self._prefix : self._read])
+        now: str = self._decode(self._ids[self._prefix :])
+        self._prefix = self._read = len(self._ids)
+        return now[len(before) :]

@@ -1,0 +1,324 @@
+"""The engine: schedule, run, commit, publish. Synchronous; one thread calls it."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+from dougong.config import EngineConfig
+from dougong.engine.completion import Completion, RequestGroup
+from dougong.engine.logprobs import LogprobReader
+from dougong.engine.prompt import Prompt, PromptReader
+from dougong.engine.stats import EngineStats
+from dougong.errors import EngineError, InvalidRequestError
+from dougong.execution import ModelRunner, PendingStep, StepResult
+from dougong.kv import KVCacheManager
+from dougong.models import get_tokenizer
+from dougong.plugins import Plugins, StepRecord, load_plugins
+from dougong.scheduling import Request, Scheduler, SchedulerConfig, StepPlan
+from dougong.types import FinishReason, RequestOutput, SamplingParams
+
+__all__ = ["Engine"]
+
+log = logging.getLogger(__name__)
+
+
+class _Flight:
+    """A step on its way: its plan, and the result to come or the error that launching raised."""
+
+    __slots__ = ("error", "launch_s", "pending", "plan", "schedule_s", "started")
+
+    def __init__(self, plan: StepPlan, started: float, schedule_s: float) -> None:
+        self.plan = plan
+        self.started = started
+        self.schedule_s = schedule_s
+        self.pending: PendingStep | None = None
+        self.error: Exception | None = None
+        self.launch_s = 0.0
+
+
+class Engine:
+    """One model on one backend. Add requests, call `step` while `has_work`.
+
+    The outputs that `step` returns grow in place: a request's RequestOutput is the same object in every step.
+
+    Args:
+        config: the options.
+        plugins: those loaded already; None loads the installed ones.
+
+    Raises:
+        DougongError: whatever stops the start: plugin, backend, model, memory; each says what to do.
+    """
+
+    def __init__(self, config: EngineConfig, *, plugins: Plugins | None = None, runner: ModelRunner | None = None):
+        self.config = config
+        self.plugins = plugins if plugins is not None else load_plugins()
+        self.runner = runner if runner is not None else ModelRunner(config, plugins=self.plugins)
+        self.max_model_len = self.runner.max_model_len
+        self.kv = KVCacheManager(
+            self.runner.group_specs,
+            enable_prefix_caching=config.enable_prefix_caching,
+            model_id=str(self.runner.model_path),
+        )
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                max_num_seqs=self.runner.max_num_seqs,
+                max_num_batched_tokens=self.runner.max_num_batched_tokens,
+                max_model_len=self.max_model_len,
+                enable_chunked_prefill=config.enable_chunked_prefill,
+                policy=config.scheduling_policy,
+                long_prefill_threshold=config.long_prefill_token_threshold,
+            ),
+            self.kv,
+        )
+        self.tokenizer = None if config.skip_tokenizer_init else get_tokenizer(config, self.runner.model_path)
+        self.prompts = PromptReader(self.tokenizer, self.runner.model_config.vocab_size, self.max_model_len)
+        self.eos_token_ids = frozenset(self.runner.model_config.eos_token_ids)
+        self.stats = EngineStats()
+        self._observers = [observer for _, observer in self.plugins.records("dougong_observers")]
+        self._logprobs = LogprobReader(self.tokenizer)
+        self._groups: dict[str, RequestGroup] = {}
+        self._completions: dict[Request, Completion] = {}
+        self._flights: deque[_Flight] = deque()
+        self._depth = 1 if config.overlap else 0
+        self._touched: dict[str, RequestOutput] = {}
+        self._arrivals = 0
+
+    @property
+    def model_path(self) -> Path:
+        """The folder the weights were loaded from, readable by transformers."""
+        return self.runner.model_path
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        arrival: float | None = None,
+    ) -> RequestOutput:
+        """Take a request; its completions start with the next step that has room.
+
+        Returns the output that will grow.
+
+        Raises:
+            InvalidRequestError: it can never be served; nothing was taken, and the others are unharmed.
+        """
+        if request_id in self._groups:
+            raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
+        read = self.prompts.read(prompt)
+        sampling = self.prompts.resolve(sampling or SamplingParams(), len(read.token_ids))
+        group = RequestGroup(request_id, read.text, read.token_ids, sampling)
+        self._arrivals += 1
+        first: Request | None = None
+        try:
+            for index in range(sampling.n):
+                own = self._sampling_of(sampling, index)
+                name = request_id if sampling.n == 1 else f"{request_id}-{index}"
+                if first is None:
+                    request = first = Request(
+                        name, read.token_ids, own, eos_token_ids=self.eos_token_ids, priority=priority,
+                        arrival=self._arrivals if arrival is None else arrival, cache_salt=read.cache_salt,
+                    )  # fmt: skip
+                else:
+                    request = first.sibling(name, own)
+                self.scheduler.add(request)
+                self._completions[request] = group.add(request, self.tokenizer)
+        except InvalidRequestError:
+            for completion in group.completions:
+                self.scheduler.abort(completion.request.request_id)
+                del self._completions[completion.request]
+            raise
+        self._groups[request_id] = group
+        return group.output
+
+    @staticmethod
+    def _sampling_of(sampling: SamplingParams, index: int) -> SamplingParams:
+        if sampling.n == 1:
+            return sampling
+        seed = None if sampling.seed is None else sampling.seed + index
+        return replace(sampling, n=1, seed=seed)
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request in whatever state it is; None if it is not known (or over)."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return None
+        for completion in group.completions:
+            if not completion.output.finished:
+                self._close(completion, FinishReason.ABORT)
+        return group.output
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._flights) or self.scheduler.has_work
+
+    # -- the step ----------------------------------------------------------------------------------------
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step; returns the requests that changed.
+
+        With overlap on, a step is launched before the one before it is taken back.
+        """
+        started = perf_counter()
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self._flights.append(self._launch(plan, started))
+        if len(self._flights) > self._depth or (plan is None and self._flights):
+            self._land(self._flights.popleft())
+        return self._take_touched()
+
+    def _launch(self, plan: StepPlan, started: float) -> _Flight:
+        scheduled = perf_counter()
+        flight = _Flight(plan, started, scheduled - started)
+        try:
+            flight.pending = self.runner.execute(plan)
+        except Exception as error:
+            log.exception("a step of %d rows could not be launched", plan.num_rows)
+            flight.error = error
+        flight.launch_s = perf_counter() - scheduled
+        return flight
+
+    def _land(self, flight: _Flight) -> None:
+        begun = perf_counter()
+        result = self._result(flight)
+        waited = perf_counter()
+        plan = flight.plan
+        for row, error in result.errors.items():
+            self._fail(plan.requests[row], error)
+        if result.prompt_logprobs:
+            for row, entries in result.prompt_logprobs.items():
+                self._add_prompt_logprobs(plan.requests[row], entries)
+        rows = {request: row for row, request in enumerate(plan.requests)} if result.logprobs else {}
+        now = monotonic()
+        for request, token_id, finish in self.scheduler.commit(plan, result.tokens):
+            completion = self._completions.get(request)
+            if completion is not None:
+                logprobs = result.logprobs.get(rows[request]) if rows else None
+                self._advance(completion, token_id, finish, logprobs, now)
+        self._observe(flight, waited - begun, perf_counter() - waited)
+
+    def _result(self, flight: _Flight) -> StepResult:
+        """The step's result; if it failed, one in which every row carries the cause."""
+        error = flight.error
+        if error is None:
+            assert flight.pending is not None
+            try:
+                return flight.pending.result()
+            except Exception as raised:
+                log.exception("a step of %d rows failed", flight.plan.num_rows)
+                error = raised
+        cause = EngineError(f"the step failed: {type(error).__name__}: {error}")
+        cause.__cause__ = error
+        rows = flight.plan.num_rows
+        return StepResult([None] * rows, errors=dict.fromkeys(range(rows), cause))
+
+    def _advance(
+        self, completion: Completion, token_id: int | None, finish: FinishReason | None, logprobs: Any, now: float
+    ) -> None:
+        output = completion.group.output
+        if token_id is not None:
+            times = output.times
+            if times.first_token is None:
+                times.first_token = now
+            times.last_token = now
+            self.stats.generated_tokens += 1
+            stop = completion.push(token_id, finish)
+            if logprobs is not None:
+                completion.add_logprobs(token_id, self._logprobs.entry(token_id, logprobs))
+            if stop is not None:
+                self._close(completion, FinishReason.STOP, stop)
+                return
+        if finish is not None:
+            self._finished(completion, finish, completion.request.stop_reason)
+        else:
+            self._touched[output.request_id] = output
+
+    def _add_prompt_logprobs(self, request: Request, entries: Sequence[Any]) -> None:
+        completion = self._completions.get(request)
+        if completion is None or completion.output.index:
+            return
+        shown = completion.group.output.prompt_logprobs
+        assert shown is not None
+        for token_id, entry in entries:
+            shown.append(self._logprobs.entry(token_id, entry))
+
+    # -- the end of a completion -------------------------------------------------------------------------
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        completion = self._completions.get(request)
+        if completion is not None:
+            self._close(completion, FinishReason.ERROR, error=f"{type(error).__name__}: {error}")
+
+    def _close(
+        self, completion: Completion, reason: FinishReason, stop: str | None = None, *, error: str | None = None
+    ) -> None:
+        """End it from outside the scheduler."""
+        self.scheduler.finish(completion.request.request_id, reason, stop)
+        self._finished(completion, reason, stop, error)
+
+    def _finished(
+        self, completion: Completion, reason: FinishReason, stop: int | str | None, error: str | None = None
+    ) -> None:
+        completion.finish(reason, stop, error)
+        group = completion.group
+        output = group.output
+        output.num_cached_tokens = max(output.num_cached_tokens, completion.request.num_cached_tokens)
+        del self._completions[completion.request]
+        group.finished_one()
+        if output.finished:
+            del self._groups[output.request_id]
+            self.stats.count(output)
+        self._touched[output.request_id] = output
+
+    def _take_touched(self) -> list[RequestOutput]:
+        touched = list(self._touched.values())
+        self._touched.clear()
+        return touched
+
+    # -- looking in --------------------------------------------------------------------------------------
+
+    def _observe(self, flight: _Flight, wait_s: float, commit_s: float) -> None:
+        stats, plan = self.stats, flight.plan
+        stats.steps += 1
+        stats.schedule_s += flight.schedule_s
+        stats.launch_s += flight.launch_s
+        stats.wait_s += wait_s
+        stats.commit_s += commit_s
+        stats.computed_tokens += plan.total_tokens
+        stats.preemptions += plan.num_preempted
+        if not self._observers:
+            return
+        record = StepRecord(
+            index=plan.index, num_rows=plan.num_rows, num_decode_rows=plan.num_decode_rows,
+            num_tokens=plan.total_tokens, running=self.scheduler.num_running, waiting=self.scheduler.num_waiting,
+            preemptions=plan.num_preempted, kv_usage=self.kv.usage, started=flight.started,
+            schedule_s=flight.schedule_s, launch_s=flight.launch_s, wait_s=wait_s, commit_s=commit_s,
+        )  # fmt: skip
+        for observer in list(self._observers):
+            try:
+                observer.on_step(record)
+            except Exception:
+                log.exception("observer %r failed and is dropped", observer)
+                self._observers.remove(observer)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no request holds."""
+        self.kv.reset_prefix_cache()
+
+    def close(self) -> None:
+        """Abort what runs and free the device."""
+        for request_id in list(self._groups):
+            self.abort(request_id)
+        while self._flights:
+            self._land(self._flights.popleft())
+        self.runner.close()

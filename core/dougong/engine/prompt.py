@@ -1,0 +1,131 @@
+"""From what a user gives as a prompt to token ids and checked sampling options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+from dougong.errors import InvalidRequestError
+from dougong.types import SamplingParams
+
+__all__ = ["Prompt", "PromptReader", "TokensPrompt"]
+
+
+class TokensPrompt(TypedDict, total=False):
+    """A prompt as a mapping: ``prompt_token_ids``, or ``prompt`` (text), and what changes its KV."""
+
+    prompt: str
+    prompt_token_ids: list[int]
+    cache_salt: str
+
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt's text where known, its token ids, and its tenant's salt."""
+
+    text: str | None
+    token_ids: list[int]
+    cache_salt: str | None = None
+
+
+class PromptReader:
+    """Tokenises and checks. ``tokenizer`` is None when the engine was told to skip it."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, max_model_len: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+
+    def read(self, prompt: Prompt) -> ReadPrompt:
+        """Token ids of a prompt.
+
+        Raises:
+            InvalidRequestError: it is empty, of a wrong type, holds ids outside the vocabulary, or leaves the context
+                no room for a token.
+        """
+        text, ids, salt = self._split(prompt)
+        if ids is None:
+            assert text is not None
+            if self.tokenizer is None:
+                raise InvalidRequestError(
+                    "a prompt was given as text, and the engine has no tokenizer (skip_tokenizer_init=True). "
+                    'Give token ids: {"prompt_token_ids": [...]}.'
+                )
+            ids = list(self.tokenizer(text)["input_ids"])
+        if not ids:
+            raise InvalidRequestError("the prompt is empty: give at least one character or token id.")
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.vocab_size:
+                raise InvalidRequestError(
+                    f"prompt token id {token!r}: allowed are integers from 0 to {self.vocab_size - 1}."
+                )
+        if len(ids) >= self.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(ids)} tokens; the context holds {self.max_model_len}, one of them for the "
+                "answer. Shorten the prompt, or raise max_model_len as far as the model and the KV cache allow."
+            )
+        return ReadPrompt(text, ids, salt)
+
+    def _split(self, prompt: Prompt) -> tuple[str | None, list[int] | None, str | None]:
+        if isinstance(prompt, str):
+            return prompt, None, None
+        if isinstance(prompt, Mapping):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
+            if unknown or not ({"prompt", "prompt_token_ids"} & set(prompt)):
+                raise InvalidRequestError(
+                    f"a prompt mapping has the keys {sorted(prompt)}; allowed are 'prompt' or 'prompt_token_ids', "
+                    "and 'cache_salt'."
+                )
+            ids = prompt.get("prompt_token_ids")
+            return prompt.get("prompt"), None if ids is None else list(ids), prompt.get("cache_salt")
+        if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
+            return None, list(prompt), None
+        raise InvalidRequestError(
+            f"a prompt of type {type(prompt).__name__}: give a string, a list of token ids, or a mapping with "
+            "'prompt' or 'prompt_token_ids'."
+        )
+
+    def resolve(self, sampling: SamplingParams, prompt_length: int) -> SamplingParams:
+        """Fill in what depends on the model: bad words as ids, and the length the context still allows.
+
+        Raises:
+            InvalidRequestError: token ids outside the vocabulary, or too many log-probabilities.
+        """
+        changes: dict[str, Any] = {}
+        room = self.max_model_len - prompt_length
+        if sampling.max_tokens is None or sampling.max_tokens > room:
+            changes["max_tokens"] = room
+            changes["min_tokens"] = min(sampling.min_tokens, room)
+        if sampling.bad_words:
+            changes["bad_words_ids"] = sampling.bad_words_ids + self._words(sampling.bad_words)
+            changes["bad_words"] = ()
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token in getattr(sampling, name) or ():
+                if token >= self.vocab_size:
+                    raise InvalidRequestError(
+                        f"SamplingParams({name}=…) holds token id {token}: allowed are 0 to {self.vocab_size - 1}."
+                    )
+        for word in sampling.bad_words_ids:
+            if max(word) >= self.vocab_size:
+                raise InvalidRequestError(
+                    f"SamplingParams(bad_words_ids=…) holds {word}: allowed are ids 0 to {self.vocab_size - 1}."
+                )
+        return replace(sampling, **changes) if changes else sampling
+
+    def _words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """Each word as it is written at the start of a text and after a space."""
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "bad_words need a tokenizer, and the engine has none (skip_tokenizer_init=True). Give bad_words_ids."
+            )
+        found: list[tuple[int, ...]] = []
+        for word in words:
+            for form in (word, " " + word.lstrip()):
+                ids = tuple(self.tokenizer(form, add_special_tokens=False)["input_ids"])
+                if ids and ids not in found:
+                    found.append(ids)
+        return tuple(found)
