@@ -102,7 +102,7 @@ class AttentionKernel(ABC):
         cache.write_scaled(layer, k, v, slots)
 
     def update_graph(self, graph: Graph, plan: Plan) -> None:  # noqa: B027 - most kernels read device buffers
-        """Bring a captured graph up to date with ``plan`` where lengths are baked into it (KernelSpec.graph 'update')."""
+        """Bring a captured graph up to date with ``plan`` where lengths are baked in (KernelSpec.graph "update")."""
 
     @classmethod
     def tuned_block(cls, spec: AttentionSpec, layout: KVLayout, device: Device) -> int:

@@ -1,0 +1,76 @@
+"""The Typer application, and how errors leave it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from dougong.errors import DougongError, InvalidRequestError
+
+__all__ = ["build_app", "main"]
+
+
+def build_app() -> typer.Typer:
+    """The application with the core's commands and those of plugins.
+
+    Raises:
+        PluginError: a plugin cannot be used.
+    """
+    from dougong.cli.bench import bench_app
+    from dougong.cli.chat import chat
+    from dougong.cli.doctor import doctor
+    from dougong.cli.generate import generate
+    from dougong.plugins import load_plugins
+
+    app = typer.Typer(
+        name="dougong",
+        help="dougong (斗拱): one LLM serving core for every accelerator.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    app.command()(generate)
+    app.command()(chat)
+    app.command()(doctor)
+    app.add_typer(bench_app, name="bench")
+    # A broken plugin must not keep `doctor` from telling about it: errors are raised where engines start.
+    load_plugins(strict=False).manager.hook.dougong_cli(app=app)
+    return app
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens inside."),
+) -> None:
+    """dougong (斗拱): one LLM serving core for every accelerator."""
+    if version:
+        from dougong import __version__
+
+        print(__version__)
+        raise typer.Exit
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 an error of dougong's, 2 wrong usage, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        build_app()()
+    except DougongError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        print(error, file=sys.stderr)
+        sys.exit(2 if isinstance(error, InvalidRequestError) else 1)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): leave quietly, without a second error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

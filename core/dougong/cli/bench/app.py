@@ -1,0 +1,16 @@
+"""The bench commands, gathered."""
+
+from __future__ import annotations
+
+import typer
+
+from dougong.cli.bench.offline import offline
+from dougong.cli.bench.step import step
+
+__all__ = ["bench_app"]
+
+bench_app = typer.Typer(
+    help="Measure: every command prints one JSON line with device, versions, workload and result.", no_args_is_help=True
+)
+bench_app.command()(offline)
+bench_app.command()(step)
