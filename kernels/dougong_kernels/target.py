@@ -1,0 +1,57 @@
+"""What a torch device is to Triton: the target's name, its number of cores, what its compiler can convert."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import torch
+
+__all__ = ["available", "converts_fp8", "cores", "interpreted", "target_name"]
+
+_INTERPRETED_CORES = 4
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter (on CPU tensors, for tests)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def available(device: torch.device) -> str:
+    """Why Triton kernels cannot run on this device; '' if they can."""
+    if device.type == "cpu" and not interpreted():
+        return "Triton kernels run on a GPU (or on the CPU with TRITON_INTERPRET=1, slowly)"
+    if device.type not in ("cuda", "xpu", "cpu"):
+        return f"no Triton target is known for device type {device.type!r}"
+    if device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+        return f"compute capability {torch.cuda.get_device_capability(device)}: 8.0 or newer is needed"
+    return ""
+
+
+@lru_cache(maxsize=16)
+def target_name(device: torch.device) -> str:
+    """ "sm90", "gfx942", "xpu", or "cpu" for the interpreter."""
+    if device.type == "cuda":
+        if torch.version.hip:
+            return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"sm{major}{minor}"
+    return device.type
+
+
+@lru_cache(maxsize=16)
+def cores(device: torch.device) -> int:
+    """Multiprocessors (NVIDIA), compute units (AMD), subslices (Intel)."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    if device.type == "xpu":
+        properties = torch.xpu.get_device_properties(device)
+        return int(getattr(properties, "gpu_subslice_count", 32))
+    return _INTERPRETED_CORES
+
+
+def converts_fp8(target: str) -> bool:
+    """Whether the compiler converts e4m3 (the OCP one) in hardware; elsewhere its bytes are decoded."""
+    if target.startswith("sm"):
+        return int(target[2:]) >= 89
+    return target in ("gfx950", "gfx1200", "gfx1201")
