@@ -187,9 +187,8 @@ def _show(console: Console, report: dict[str, Any]) -> None:
         )  # fmt: skip
     console.print(backends)
     for seen in report["missing"]:
-        console.print(
-            f"[yellow]{seen['product']}[/] seems to be here ({seen['trace']}) and no plugin serves it: {seen['install']}"
-        )
+        what = f"[yellow]{seen['product']}[/] seems to be here ({seen['trace']})"
+        console.print(f"{what} and no plugin serves it: {seen['install']}")
     chosen = report["chosen"]
     if chosen is not None:
         console.print(

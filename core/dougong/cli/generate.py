@@ -93,12 +93,12 @@ class Figures:
     def line(self, output: RequestOutput) -> str:
         completion, rates = output.outputs[0], self.rates(output)
         first, rate = rates["first_token_s"], rates["tokens_per_s"]
+        share = 100 * self.peak_blocks / max(1, self.usable_blocks)
         parts = [
             f"{len(output.prompt_token_ids)} prompt + {len(completion.token_ids)} new tokens",
             f"{rate:.1f} tokens/s" if rate else "",
             f"first token after {first * 1000:.0f} ms" if first is not None else "",
-            f"KV {self.peak_blocks} of {self.usable_blocks} blocks "
-            f"({100 * self.peak_blocks / max(1, self.usable_blocks):.1f}%)",
+            f"KV {self.peak_blocks} of {self.usable_blocks} blocks ({share:.1f}%)",
             f"backend {self.llm.engine.runner.backend.name}",
             f"ended by {completion.finish_reason}",
         ]

@@ -32,7 +32,8 @@ class BeamSearchParams:
     def __post_init__(self) -> None:
         if self.beam_width < 1 or self.max_tokens < 1:
             raise InvalidRequestError(
-                f"BeamSearchParams(beam_width={self.beam_width}, max_tokens={self.max_tokens}): both must be at least 1."
+                f"BeamSearchParams(beam_width={self.beam_width}, max_tokens={self.max_tokens}): "
+                "both must be at least 1."
             )
 
 

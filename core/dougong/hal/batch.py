@@ -32,8 +32,8 @@ class BatchView:
     """One step's batch of B rows and T query tokens.
 
     Decode rows (one query each) come first, ``num_decode_rows`` of them; padding is rows of length 0 or rows whose
-    tokens go to scratch slots. ``cu_q`` [B+1] int32 on the device, ``host_cu_q`` [B+1] int32 on the host: prefix sums of
-    query lengths, ``cu_q[B] == T``. ``groups[i]`` belongs to the KV group of index i.
+    tokens go to scratch slots. ``cu_q`` [B+1] int32 on the device, ``host_cu_q`` [B+1] int32 on the host: prefix sums
+    of query lengths, ``cu_q[B] == T``. ``groups[i]`` belongs to the KV group of index i.
     """
 
     num_rows: int

@@ -1,0 +1,67 @@
+"""Whether an NVIDIA GPU can be used here, found without importing torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+
+from dougong.plugins import Probe
+
+__all__ = ["probe"]
+
+_OLDEST_DRIVER = 12000
+"""CUDA version, as the driver counts it, that the oldest torch allowed was built for."""
+
+
+def probe() -> Probe:
+    """Ask the driver library: its version, and the devices' names."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Probe(
+            ok=False,
+            reason="no NVIDIA driver was found (libcuda.so.1)",
+            remedy="Install NVIDIA's driver; in a container, start it with the NVIDIA runtime.",
+        )
+    status = driver.cuInit(0)
+    if status != 0:
+        return Probe(ok=False, reason=f"the NVIDIA driver finds no device (cuInit gave {status})")
+    found = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(found))
+    if found.value < _OLDEST_DRIVER:
+        return Probe(
+            ok=False,
+            reason=f"the NVIDIA driver is too old: it speaks CUDA {_cuda(found.value)}, not {_cuda(_OLDEST_DRIVER)}",
+            remedy="Upgrade the driver.",
+        )
+    if importlib.util.find_spec("triton") is None:
+        return Probe(ok=False, reason="Triton is not installed", remedy="Install torch's CUDA build, which brings it.")
+    try:
+        build = version("torch")
+    except PackageNotFoundError:
+        return Probe(ok=False, reason="torch is not installed", remedy="Install torch's CUDA build.")
+    if "+cpu" in build or "+rocm" in build or "+xpu" in build:
+        return Probe(ok=False, reason=f"torch {build} is no CUDA build", remedy="Install torch's CUDA build.")
+    return _devices(driver)
+
+
+def _cuda(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _devices(driver: ctypes.CDLL) -> Probe:
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    names, old = [], []
+    for index in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, 128, device)
+        major = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+        (names if major.value >= 8 else old).append(name.value.decode(errors="replace"))
+    if not names:
+        what = f"{', '.join(old)}: older than compute capability 8.0" if old else "the driver lists no device"
+        return Probe(ok=False, reason=what)
+    return Probe(ok=True, reason=f"{len(names)} device(s)", devices=tuple(names))
