@@ -31,8 +31,8 @@ def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, tokens: torch.Ten
     """
     row = _mix(seeds + _mix(positions * _signed(_MIX[0])))[:, None]
     bits = _mix(row + tokens * _signed(_MIX[0]))
-    # 24 bits into (0, 1): exact in float32, and never 0 or 1
-    uniform = (((bits >> 40) & 0xFFFFFF).float() + 0.5) * (2.0**-24)
+    # 23 bits and a half are exact in float32, so never 0 and never 1 (24 bits and a half round to 1: infinite noise)
+    uniform = (((bits >> 41) & 0x7FFFFF).float() + 0.5) * (2.0**-23)
     return -torch.log(-torch.log(uniform))
 
 
