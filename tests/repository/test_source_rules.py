@@ -19,7 +19,7 @@ CORE = ROOT / "core" / "dougong"
 ABOVE_HAL = ("models", "scheduling", "kv", "execution", "engine", "cli", "server")
 VENDOR = re.compile(
     r"(?<![a-z0-9])(cuda|nvidia|nccl|rocm|hip|amd|rccl|xpu|intel|ipex|xccl|npu|ascend|cann|hccl|musa|mlu|"
-    r"triton|flashinfer|flash_attn|aiter|cutlass|mkl|onednn|avx\d*|neon)(?![a-z0-9])",
+    r"flashinfer|flash_attn|aiter|cutlass|mkl|onednn|avx\d*|neon)(?![a-z0-9])",
     re.IGNORECASE,
 )
 LONGEST_FILE = 500
