@@ -19,13 +19,12 @@ DISTS  := $(patsubst %/pyproject.toml,%,$(wildcard kernels/pyproject.toml backen
 NATIVE := $(wildcard backends/*/*.py backends/*/*/native/* plugins/*/*.py plugins/*/*/csrc/*)
 META   := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTS)) $(NATIVE)
 
-# One thread per test process: the machine's cores belong to the test processes.
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # Nothing here needs a hub; a test that asks for one by accident shall fail at once, not hang.
 export HF_HUB_OFFLINE ?= 1
 
-PYTEST := $(PY) -m pytest -q
+# One thread per test process: the machine's cores belong to the test processes.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
 
 .DEFAULT_GOAL := help
 .PHONY: help demo setup test prove lint typecheck imports format docs api-lock changelog clean distclean \
