@@ -22,7 +22,18 @@ _LAZY = {
     "DougongError": "dougong.errors",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CompletionOutput",
+    "DougongError",
+    "Engine",
+    "EngineConfig",
+    "FinishReason",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from dougong.config import EngineConfig
