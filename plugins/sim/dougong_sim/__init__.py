@@ -53,7 +53,7 @@ def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
             abi=CONTRACT,
             target="dougong_sim.attention:SimAttention",
             features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv"}),
-            layouts=("b n h d",),
+            layouts=("nhd",),
             graph="update",  # host lengths are baked into a graph: update_graph before each replay
             needs_host_lengths=True,
         )

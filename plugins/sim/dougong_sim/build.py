@@ -66,7 +66,11 @@ def obstacle() -> tuple[str, str]:
         )
     if compiler() is None and not library_path().exists():
         wanted = os.environ.get("CXX")
-        what = f"the C++ compiler CXX={wanted} was not found" if wanted else "no C++ compiler (c++, g++, clang++) was found"
+        what = (
+            f"the C++ compiler CXX={wanted} was not found"
+            if wanted
+            else "no C++ compiler (c++, g++, clang++) was found"
+        )
         return what, "install g++ 11 or newer, or name one in CXX"
     return "", ""
 
@@ -103,7 +107,8 @@ def build() -> Path:
 
 def _compile(target: Path) -> None:
     spec = find_spec("torch")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     torch_root = Path(spec.origin).parent
     include, libraries = torch_root / "include", torch_root / "lib"
     # Beside the target, then renamed: a reader never sees half a library.

@@ -11,8 +11,6 @@ import torch
 
 __all__ = ["make_module"]
 
-DeviceLike = "torch.device | str | int | None"
-
 
 def make_module(name: str) -> ModuleType:
     """The device module for a PrivateUse1 device called ``name``. The extension must be loaded."""
@@ -61,15 +59,14 @@ def make_module(name: str) -> ModuleType:
 
         def __new__(cls, device: Any = None, priority: int = 0, **kwargs: Any) -> Stream:
             if "stream_id" in kwargs:
-                return super().__new__(cls, **kwargs)  # type: ignore[no-any-return]
+                return super().__new__(cls, **kwargs)
             where = torch.device(name, index_of(device))
-            return super().__new__(cls, device=where, priority=priority)  # type: ignore[no-any-return]
+            return super().__new__(cls, device=where, priority=priority)
 
-    class Event(torch.Event):
+    def Event(enable_timing: bool = False, **kwargs: Any) -> torch.Event:
         """An event of the device; without ``enable_timing`` it has no times to compare."""
-
-        def __new__(cls, enable_timing: bool = False, **kwargs: Any) -> Event:
-            return super().__new__(cls, device=name, enable_timing=enable_timing)  # type: ignore[no-any-return]
+        # Not a subclass: torch.Event.elapsed_time takes its own exact type only.
+        return torch.Event(device=torch.device(name, int(ops.current_device())), enable_timing=enable_timing)
 
     def current_stream(device: Any = None) -> Any:
         with use_device(device):

@@ -6,6 +6,7 @@ import threading
 from types import ModuleType
 
 import torch
+from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
 from dougong.errors import PluginLoadError
 from dougong_sim.build import build
@@ -31,9 +32,9 @@ def install(name: str = "sim", settings: Settings | None = None) -> ModuleType:
     with _lock:
         taken = torch._C._get_privateuse1_backend_name()
         if taken != _UNNAMED:
-            module = getattr(torch, taken, None)
-            if taken == name and getattr(module, "is_dougong_sim", False):
-                return module
+            known: ModuleType | None = getattr(torch, taken, None)
+            if taken == name and known is not None and hasattr(known, "is_dougong_sim"):
+                return known
             raise PluginLoadError(
                 f"torch's PrivateUse1 device is already {taken!r} in this process and cannot become {name!r} too; "
                 "use one such backend per process",
@@ -46,9 +47,9 @@ def install(name: str = "sim", settings: Settings | None = None) -> ModuleType:
         for index in range(settings.devices):
             ops.set_capacity(index, settings.memory)
         ops.set_poison(settings.poison)
-        torch.utils.rename_privateuse1_backend(name)
+        rename_privateuse1_backend(name)
         module = make_module(name)
         torch._register_device_module(name, module)
         # tensor.sim(), tensor.is_sim, module.sim(), storage.sim() …, as for every device type.
-        torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+        generate_methods_for_privateuse1_backend(for_storage=True)
         return module

