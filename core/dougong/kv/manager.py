@@ -175,7 +175,8 @@ class KVCacheManager:
                 limit = group.longest_prefix(chains[group.chain], limit, align)
         if limit <= 0:
             return NO_HIT
-        return PrefixHit(limit, tuple(g.cached_blocks(chains[g.chain], limit) for g in self.groups))
+        tables = tuple(g.cached_blocks(chains[g.chain], limit) for g in self.groups)
+        return PrefixHit(limit, tables, self._generation)
 
     def share(self, source: KVSequence, num_tokens: int) -> PrefixHit | None:
         """The first ``num_tokens`` positions of ``source`` as a hit for a sequence with the same tokens.
@@ -192,7 +193,7 @@ class KVCacheManager:
             if 0 in table:
                 return None
             tables.append([0] * first + table)
-        return PrefixHit(num_tokens, tuple(tables))
+        return PrefixHit(num_tokens, tuple(tables), source.generation)
 
     def shorten(self, hit: PrefixHit) -> PrefixHit:
         """``hit`` without a partly used last block, for when there is no block to copy that one to."""
@@ -206,7 +207,7 @@ class KVCacheManager:
             if 0 in table:
                 return NO_HIT
             tables.append([0] * first + table)
-        return PrefixHit(length, tuple(tables))
+        return PrefixHit(length, tuple(tables), hit.generation)
 
     def begin(
         self, sequence: KVSequence, hit: PrefixHit, num_tokens: int, reserve: Sequence[int] | None = None
@@ -248,7 +249,7 @@ class KVCacheManager:
         # Blocks shared with a sequence still in flight may be untagged, so tagging starts over at the first
         # block that is there; a tagged block is skipped at little cost.
         sequence.num_tagged = list(sequence.num_dropped)
-        sequence.generation = self._generation
+        sequence.generation = hit.generation if start else self._generation
         self._schedule_confirm(sequence, start)
         return copies
 
@@ -303,16 +304,30 @@ class KVCacheManager:
         """Positions that ``sequence`` could cover with all blocks now free."""
         return min((len(sequence.block_ids[g.index]) + g.pool.num_free) * g.block_size for g in self.groups)
 
-    def confirm(self, sequence: KVSequence, num_tokens: int) -> list[FreedEntries]:
+    def confirm(self, sequence: KVSequence, num_tokens: int) -> Sequence[FreedEntries]:
         """The first ``num_tokens`` positions are computed, and their tokens known.
 
         Full blocks enter the prefix index. Blocks wholly behind the window of position ``num_tokens`` are
         given back and their table entries become 0. No effect unless ``num_tokens > sequence.confirm_at``.
         """
         if num_tokens <= sequence.confirm_at:
-            return []
-        freed: list[FreedEntries] = []
+            return ()
         tagging = self.enable_prefix_caching and sequence.generation == self._generation
+        single = self._single
+        if single is not None and tagging and sequence.hash_chains:
+            # The same as below for the usual case, a block that fills while decoding, at a third of the cost.
+            size = single.block_size
+            full = num_tokens // size
+            chain = sequence.hash_chains[0]
+            if len(chain) <= full:
+                self._hashers[0].extend(chain, sequence, full)
+            table = sequence.block_ids[0]
+            for block in range(sequence.num_tagged[0], full):
+                single.pool.tag(table[block], chain[block + 1])
+            sequence.num_tagged[0] = full
+            sequence.confirm_at = full * size + size - 1
+            return ()
+        freed: list[FreedEntries] = []
         chains = self._chains(sequence, num_tokens) if tagging else []
         for group in self.groups:
             table = sequence.block_ids[group.index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from dougong.errors import ConfigError
 
@@ -152,17 +152,6 @@ class BlockPool:
     def find(self, tag: bytes) -> int | None:
         """The block with this tag, held or free; None if there is none."""
         return self._by_tag.get(tag)
-
-    def find_run(self, tags: Sequence[bytes], start: int = 0) -> list[int]:
-        """Blocks of ``tags[start:]`` up to the first that is absent."""
-        found: list[int] = []
-        get = self._by_tag.get
-        for index in range(start, len(tags)):
-            block = get(tags[index])
-            if block is None:
-                break
-            found.append(block)
-        return found
 
     def clear_tags(self) -> None:
         """Forget all cached contents. Held blocks stay held."""

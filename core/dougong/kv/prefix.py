@@ -17,6 +17,8 @@ class PrefixHit:
 
     num_tokens: int = 0
     blocks: tuple[list[int], ...] = field(default=())
+    generation: int = 0
+    """Of the cache contents it was found in: see `KVCacheManager.reset_prefix_cache`."""
 
 
 NO_HIT = PrefixHit()

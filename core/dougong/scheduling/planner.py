@@ -105,7 +105,7 @@ class Planner:
         push = starts.append
         for request in decoding:  # preemption may shorten the list at its end, behind the present request
             start = request.num_computed
-            if start >= request.horizon and not self._can_decode(request, start):
+            if start >= request.schedule_horizon and not self._can_decode(request, start):
                 self._skipped.append(request)
                 continue
             push(start)
@@ -124,19 +124,21 @@ class Planner:
         if request.requires_commit:
             if start >= request.num_tokens:
                 return False  # its newest token is in flight
-        else:
-            request.horizon = min(request.capacity, request.last_start + 1)
+        elif start < request.capacity:
+            request.schedule_horizon = min(request.capacity, request.last_start + 1)
         if start < request.capacity:
             return True
         while (grown := self._kv.grow(request, start + 1)) is None:
             if not self._preempt_for(request):
                 self._stalled = True
-                request.horizon = 0
+                request.schedule_horizon = 0
                 return False
-        seat = request.batch_index
-        self._roster.updates += [(seat, group, first, ids) for group, first, ids in grown]
+        seat, report = request.batch_index, self._roster.updates.append
+        for group, first, ids in grown:
+            report((seat, group, first, ids))
         if not request.requires_commit:
-            request.horizon = min(request.capacity, request.last_start + 1)
+            capacity, last = request.capacity, request.last_start
+            request.schedule_horizon = capacity if capacity <= last else last + 1
         return True
 
     def _preempt_for(self, request: Request) -> bool:

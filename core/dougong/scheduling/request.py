@@ -31,9 +31,9 @@ class Request(KVSequence):
         "arrival",
         "batch_index",
         "children",
+        "commit_horizon",
         "eos_token_ids",
         "finish_reason",
-        "horizon",
         "last_start",
         "num_cached_tokens",
         "num_computed",
@@ -46,6 +46,7 @@ class Request(KVSequence):
         "request_id",
         "requires_commit",
         "sampling",
+        "schedule_horizon",
         "status",
         "stop_ids",
         "stop_reason",
@@ -100,7 +101,9 @@ class Request(KVSequence):
         )
         self.prefilled_at = -1  # index of the plan that computed its last known token, once it decodes
         self.last_start = 0  # position whose computation samples the last token allowed
-        self.horizon = 0  # the fast path may compute positions below this without looking further
+        # The fast paths of a step handle positions below these without looking further.
+        self.schedule_horizon = 0
+        self.commit_horizon = 0
 
     def sibling(self, request_id: str, sampling: SamplingParams | None = None) -> Request:
         """Another sample of the same prompt (n > 1). Add it after this one.

@@ -69,7 +69,8 @@ class Roster:
     def start_decoding(self, request: Request, plan_index: int) -> None:
         """All known tokens are scheduled: from now on it takes one new token per step."""
         request.prefilled_at = plan_index
-        request.horizon = 0 if request.requires_commit else min(request.capacity, request.last_start + 1)
+        request.schedule_horizon = 0 if request.requires_commit else min(request.capacity, request.last_start + 1)
+        request.commit_horizon = min(request.confirm_at, request.last_start)
         insort(self.decoding, request, key=_BY_RANK)
         self.changed = True
 

@@ -118,19 +118,21 @@ class Scheduler:
         num_decodes = plan.num_decode_rows
         decodes = rows if num_decodes == len(rows) else rows[:num_decodes]
         events: list[TokenEvent] = list(zip(decodes, sampled, repeat(None)))
-        odd: list[int] = []
-        for row, (request, token, start) in enumerate(zip(decodes, sampled, plan.starts)):
-            if token in request.stop_ids or start >= request.last_start or start >= request.confirm_at:
-                odd.append(row)
-            else:
-                request.output_token_ids.append(token)  # type: ignore[arg-type]  # None is in stop_ids
+        odd: list[tuple[Request, int, int | None]] = []
+        for request, token, start in zip(decodes, sampled, plan.starts):
+            if start >= request.commit_horizon or token in request.stop_ids:
+                if start >= request.last_start or token in request.stop_ids:
+                    odd.append((request, start + 1, token))
+                    continue
+                self._confirm(request, start + 1)
+            request.output_token_ids.append(token)  # type: ignore[arg-type]  # None is in stop_ids
         if odd:
             ended: list[Request] = []
-            for row in odd:
-                event = self._commit_row(rows[row], plan.starts[row] + 1, sampled[row])
-                events[row] = event
+            for request, computed, token in odd:
+                event = self._commit_row(request, computed, token)
                 if event[2] is not None:
-                    ended.append(rows[row])
+                    events[rows.index(request)] = event
+                    ended.append(request)
             if ended:
                 self._roster.leave(ended)
         if num_decodes < len(rows):
@@ -184,6 +186,8 @@ class Scheduler:
         if computed > request.confirm_at:
             for group, first, count in self.kv.confirm(request, computed):
                 self._roster.updates.append((request.batch_index, group, first, [0] * count))
+            at, last = request.confirm_at, request.last_start
+            request.commit_horizon = at if at < last else last
 
     # -- what there is -----------------------------------------------------------------------------------
 

@@ -1,0 +1,136 @@
+"""What the scheduler and the KV manager cost: `run()` measures, ``python benchmarks/kv_bench.py`` prints one JSON line.
+
+Pure Python, one thread. Each figure is the best of several repeats of CPU time, because other load on the machine can
+only add to it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+
+from dougong.kv import BlockHasher, BlockPool, GroupSpec, KVCacheManager, KVSequence
+from dougong.scheduling import Request, Scheduler, SchedulerConfig
+from dougong.types import SamplingParams
+
+__all__ = ["block_hash", "pool_operations", "prefix_lookups", "run", "steady_decode"]
+
+BLOCK = 16
+
+
+def _best(work: Callable[[], int], repeats: int) -> float:
+    """Least microseconds of CPU time per unit; ``work`` returns how many units it did."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time_ns()
+        units = work()
+        best = min(best, (time.process_time_ns() - start) / 1e3 / units)
+    return best
+
+
+def steady_decode(running: int = 256, overlap: bool = False, repeats: int = 60, steps: int = BLOCK) -> float:
+    """Microseconds of schedule + commit per running request per step, all of them decoding.
+
+    The prompts' lengths differ, so that the same share of requests fills a block in every step.
+    """
+    total = 64 + BLOCK + (repeats + 3) * steps
+    blocks = running * (total // BLOCK + 2) + 1
+    kv = KVCacheManager([GroupSpec(block_size=BLOCK, num_blocks=blocks)])
+    config = SchedulerConfig(max_num_seqs=running, max_num_batched_tokens=running * 128, max_model_len=total + BLOCK)
+    scheduler = Scheduler(config, kv)
+    for i in range(running):
+        prompt = [(i * 7919 + j) % 32000 for j in range(64 + i % BLOCK)]
+        sampling = SamplingParams(max_tokens=None, ignore_eos=True)
+        scheduler.add(Request(f"r{i}", prompt, sampling, eos_token_ids=[2]))
+    sampled: list[int | None] = [17] * running
+    plan = scheduler.schedule()
+    assert plan is not None
+
+    def work() -> int:
+        nonlocal plan
+        for _ in range(steps):
+            assert plan is not None
+            if overlap:
+                ahead = scheduler.schedule()
+                scheduler.commit(plan, sampled)
+                plan = ahead
+            else:
+                scheduler.commit(plan, sampled)
+                plan = scheduler.schedule()
+        return steps * running
+
+    work()
+    return _best(work, repeats)
+
+
+def block_hash(repeats: int = 30) -> float:
+    """Microseconds per block of 16 tokens, hashing a prompt of 8192 tokens."""
+    hasher = BlockHasher(BLOCK, b"key" * 8, "model")
+    sequence = KVSequence([i * 7919 % 32000 for i in range(8192)])
+
+    def work() -> int:
+        chain = [hasher.root()]
+        hasher.extend(chain, sequence, 8192 // BLOCK)
+        return len(chain) - 1
+
+    return _best(work, repeats)
+
+
+def pool_operations(repeats: int = 30) -> float:
+    """Microseconds to allocate, tag, release and revive one block, in requests of 64 blocks."""
+    pool = BlockPool(65536)
+    tags = [i.to_bytes(16, "little") for i in range(4096)]
+
+    def work() -> int:
+        pool.clear_tags()
+        for at in range(0, len(tags), 64):
+            ids = pool.allocate(64)
+            assert ids is not None
+            for block, tag in zip(ids, tags[at : at + 64]):
+                pool.tag(block, tag)
+            pool.release(reversed(ids))
+            for block in ids:
+                pool.hold(block)
+            pool.release(reversed(ids))
+        return len(tags)
+
+    return _best(work, repeats)
+
+
+def prefix_lookups(repeats: int = 30) -> float:
+    """Microseconds per block to find a cached prefix of 4096 tokens whose hashes are known."""
+    kv = KVCacheManager([GroupSpec(block_size=BLOCK, num_blocks=1024)])
+    sequence = KVSequence(range(4097))
+    kv.begin(sequence, kv.match(sequence), 4097)
+    kv.confirm(sequence, 4097)
+
+    def work() -> int:
+        for _ in range(8):
+            hit = kv.match(sequence)
+        return 8 * hit.num_tokens // BLOCK
+
+    return _best(work, repeats)
+
+
+def run() -> dict[str, object]:
+    """All figures, in microseconds unless the name says otherwise."""
+    pool, lookup = pool_operations(), prefix_lookups()
+    return {
+        "benchmark": "kv",
+        "python": platform.python_version(),
+        "schedule_commit_us_per_request": round(steady_decode(), 3),
+        "schedule_commit_us_per_request_overlap": round(steady_decode(overlap=True), 3),
+        "running": 256,
+        "block_hash_us": round(block_hash(), 3),
+        "block_size": BLOCK,
+        "pool_cycle_us_per_block": round(pool, 3),
+        "pool_block_cycles_per_s": round(1e6 / pool),
+        "prefix_lookup_us_per_block": round(lookup, 3),
+        "prefix_block_lookups_per_s": round(1e6 / lookup),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run()))
