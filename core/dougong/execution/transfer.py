@@ -1,0 +1,63 @@
+"""Small arrays to the device and results back, without waiting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+
+from dougong.hal import Device
+
+__all__ = ["HostCopies", "Transfer"]
+
+
+class HostCopies:
+    """Device tensors on their way to the host. `get` waits for them, and for nothing later."""
+
+    __slots__ = ("_event", "_tensors")
+
+    def __init__(self, tensors: list[torch.Tensor], event: Any) -> None:
+        self._tensors = tensors
+        self._event = event
+
+    def get(self) -> list[torch.Tensor]:
+        """The host tensors, once they have arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return self._tensors
+
+
+class Transfer:
+    """Copies between host and one device. Pinned memory comes from torch's caching host allocator, which hands it out
+    again only after its copies have run."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.where = device.torch_device
+        self.on_host = self.where.type == "cpu"
+        self._pins = device.pins_memory and not self.on_host
+
+    def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """A device tensor with the array's values. The array may be changed afterwards, unless the device is the host."""
+        tensor = torch.from_numpy(array)
+        if self.on_host:
+            return tensor
+        if self._pins:
+            return tensor.pin_memory().to(self.where, non_blocking=True)
+        return tensor.to(self.where)
+
+    def to_host(self, tensors: list[torch.Tensor]) -> HostCopies:
+        """Start copies of device tensors."""
+        if self.on_host:
+            return HostCopies(tensors, None)
+        if not self._pins:
+            return HostCopies([tensor.to("cpu") for tensor in tensors], None)
+        copies = []
+        for tensor in tensors:
+            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            copies.append(copy.copy_(tensor, non_blocking=True))
+        event = self.device.new_event()
+        event.record()
+        return HostCopies(copies, event)
