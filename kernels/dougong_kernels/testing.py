@@ -109,8 +109,8 @@ def make_problem(
         for b, length in enumerate(kv_lens):
             place = torch.arange(length, device=device)
             block = table[b, place // n].long()
-            whole[block, 0, place % n] = store(draw(length, heads, dim), k_scale)
-            whole[block, 1, place % n] = store(draw(length, heads, dim), v_scale)
+            whole[block, 0, place % n] = store(draw(length, heads, dim), k_scale).float()
+            whole[block, 1, place % n] = store(draw(length, heads, dim), v_scale).float()
             table[b, -(-length // n) :] = 2**30 + 7
         k, v = whole[:, 0], whole[:, 1, ..., : s.head_dim_v]
     else:
@@ -151,8 +151,8 @@ def reference(p: Problem, rows: list[int] | None = None) -> tuple[torch.Tensor, 
             assert p.kv_start is not None
             first = int(p.kv_start[b])
             k, v = p.k[first : first + length], p.v[first : first + length]
-        k = (k.double() * p.k_scale).repeat_interleave(group, 1)
-        v = (v.double() * p.v_scale).repeat_interleave(group, 1)
+        k = (k.float().double() * p.k_scale).repeat_interleave(group, 1)
+        v = (v.float().double() * p.v_scale).repeat_interleave(group, 1)
         position = length - q_len + torch.arange(q_len, device=device)
         scores = torch.einsum("thd,nhd->htn", p.q[cu[b] : cu[b + 1]].double(), k) * s.scale
         if s.softcap:

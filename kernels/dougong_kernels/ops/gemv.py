@@ -1,0 +1,98 @@
+"""Matrix products for a few rows (decode of few sequences), where the time is that of reading the weight once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dougong.hal import Device, LinearKernel, LinearQuery, QuantizedWeight, Refusal
+from dougong_kernels.target import available, interpreted
+from dougong_kernels.triton.skinny import gemv_kernel, skinny_kernel
+
+__all__ = ["MAX_FUSED_ROWS", "MAX_ROWS", "TritonLinear", "linear"]
+
+MAX_FUSED_ROWS = 4
+"""Rows up to which a prologue may be fused."""
+MAX_ROWS = 16
+_PROLOGUES = {None: 0, "rms_norm": 1, "silu_mul": 2, "gelu_tanh_mul": 3}
+
+
+def _pow2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor | None = None,
+    prologue: str | None = None,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """prologue(x) · weightᵀ + bias, rounded, + residual. x [M, I], M <= 16; weight [O, I]; residual [M, O].
+
+    prologue (M <= 4): "rms_norm" with ``norm`` [I]; "silu_mul" or "gelu_tanh_mul" with x [M, 2I].
+    """
+    rows, (outputs, inputs) = x.shape[0], weight.shape
+    if rows > MAX_ROWS or (prologue is not None and rows > MAX_FUSED_ROWS):
+        raise ValueError(f"{rows} rows (prologue {prologue}): at most {MAX_ROWS}, {MAX_FUSED_ROWS} with a prologue")
+    if out is None:
+        out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    stride_r = 0 if residual is None else residual.stride(0)
+    flags: dict[str, Any] = {"BIAS": bias is not None, "RESIDUAL": residual is not None}
+    if rows <= MAX_FUSED_ROWS:
+        block_i = min(_pow2(inputs), 4096)
+        # 8 Ki elements per program: 16 KiB of weight in flight in each of several programs on a core.
+        block_o = max(1, min(16, 8192 // block_i, _pow2(outputs)))
+        gemv_kernel[(-(-outputs // block_o),)](
+            x, weight, bias, residual, norm, out, outputs, eps, offset, x.stride(0), weight.stride(0), stride_r,
+            out.stride(0), I=inputs, M=rows, BLOCK_O=block_o, BLOCK_I=block_i, PROLOGUE=_PROLOGUES[prologue],
+            OFFSET=offset != 0, num_warps=4, **flags,
+        )  # fmt: skip
+        return out
+    block_o = 16 if outputs <= 8192 else 32
+    skinny_kernel[(-(-outputs // block_o),)](
+        x, weight, bias, residual, out, rows, outputs, x.stride(0), weight.stride(0), stride_r, out.stride(0),
+        I=inputs, BLOCK_O=block_o, BLOCK_I=min(256, max(16, _pow2(inputs))),
+        UPCAST=interpreted() or x.dtype == torch.float32, STAGES=4, num_warps=4, **flags,
+    )  # fmt: skip
+    return out
+
+
+class TritonLinear(LinearKernel):
+    """Dense products: the skinny kernels for up to 4 rows, torch's library above."""
+
+    rows = MAX_FUSED_ROWS
+
+    @classmethod
+    def supports(cls, query: LinearQuery, device: Device) -> tuple[Refusal, ...]:
+        refusals = []
+        missing = available(torch.device(device.torch_device))
+        if missing:
+            refusals.append(Refusal(missing))
+        if query.format != "dense":
+            refusals.append(Refusal(f"format {query.format}", "dense"))
+        if query.dtype not in (torch.bfloat16, torch.float16):
+            refusals.append(Refusal(f"dtype {query.dtype}", "bfloat16 or float16"))
+        return tuple(refusals)
+
+    def prepare(self, weight: torch.Tensor | QuantizedWeight) -> torch.Tensor:
+        assert isinstance(weight, torch.Tensor)
+        return weight.to(device=self.device.torch_device, dtype=self.query.dtype).contiguous()
+
+    def apply(self, x: torch.Tensor, packed: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+        rows = x.numel() // x.shape[-1]
+        if not 0 < rows <= self.rows:
+            return F.linear(x, packed, bias)
+        flat = x.reshape(rows, x.shape[-1])
+        flat = flat if flat.stride(-1) == 1 else flat.contiguous()
+        return linear(flat, packed, bias).view(*x.shape[:-1], packed.shape[0])
+
+    def unpack(self, packed: Any) -> torch.Tensor:
+        return packed  # type: ignore[no-any-return]
