@@ -47,6 +47,7 @@ def install(name: str = "sim", settings: Settings | None = None) -> ModuleType:
         for index in range(settings.devices):
             ops.set_capacity(index, settings.memory)
         ops.set_poison(settings.poison)
+        ops.set_late_transfers(settings.late_transfers)
         rename_privateuse1_backend(name)
         module = make_module(name)
         torch._register_device_module(name, module)

@@ -121,6 +121,7 @@ def test_pinned_memory() -> None:
     assert torch.empty(3, pin_memory=True).is_pinned()
     there = torch.zeros(4, device="sim").copy_(pinned, non_blocking=True)
     back = torch.empty(4, pin_memory=True).copy_(there, non_blocking=True)
+    torch.sim.synchronize()
     assert torch.equal(back, plain)
     with pytest.raises(RuntimeError, match="pin"):
         torch.ones(2, device="sim").pin_memory()

@@ -1,5 +1,5 @@
-// What torch asks of any accelerator: current device, streams, events, generators. Work runs at once on the calling
-// thread, so every stream is always idle; the API is true all the same, and refuses what a capture must not do.
+// What torch asks of any accelerator: current device, streams, events, generators. Kernels run at once on the calling
+// thread, whatever the stream; only transfers are late. What a capture must not do is refused.
 #pragma once
 #include <array>
 #include <chrono>
@@ -9,7 +9,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/version.h>
 
-#include "memory.h"
+#include "transfers.h"
 
 namespace sim {
 
@@ -22,8 +22,14 @@ inline void refuse_in_capture(const char* what) {
               "Move it before the capture or after the replay");
 }
 
+inline void wait(const char* what, int64_t number = INT64_MAX) {
+  refuse_in_capture(what);
+  finish_transfers(number);
+}
+
 struct EventState {
   bool recorded = false;
+  int64_t transfers = 0;  // begun before the event
   std::chrono::steady_clock::time_point when;
 };
 
@@ -40,7 +46,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     if (d.has_index()) current_device = d.index();
   }
   c10::DeviceIndex deviceCount() const noexcept override { return static_cast<c10::DeviceIndex>(device_count); }
-  void synchronizeDevice(const c10::DeviceIndex) const override { refuse_in_capture("synchronising the device"); }
+  void synchronizeDevice(const c10::DeviceIndex) const override { wait("synchronising the device"); }
 
   static c10::Stream stream(int index, int id) { return c10::Stream(c10::Stream::UNSAFE, device(index), id); }
   c10::Stream getStream(c10::Device d) const override {
@@ -57,9 +63,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   bool queryStream(const c10::Stream&) const override {
     refuse_in_capture("querying a stream");
-    return true;
+    return !finish_transfers();  // "not yet" once, as a device that is about to be done
   }
-  void synchronizeStream(const c10::Stream&) const override { refuse_in_capture("synchronising a stream"); }
+  void synchronizeStream(const c10::Stream&) const override { wait("synchronising a stream"); }
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13  // the hook is new in torch 2.13
   bool isStreamCapturing(const c10::Stream&) const override { return capture_pool != nullptr; }
 #endif
@@ -67,14 +73,16 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
     if (*event == nullptr) *event = new EventState;
     auto* e = static_cast<EventState*>(*event);
-    e->recorded = true, e->when = std::chrono::steady_clock::now();
+    e->recorded = true, e->when = std::chrono::steady_clock::now(), e->transfers = transfers_so_far();
   }
-  void block(void*, const c10::Stream&) const override {}  // whatever the event marks has already run
-  bool queryEvent(void*) const override {
+  void block(void*, const c10::Stream&) const override {}  // kernels run in the order of their calls
+  bool queryEvent(void* event) const override {
     refuse_in_capture("querying an event");
-    return true;
+    return event == nullptr || !finish_transfers(static_cast<EventState*>(event)->transfers);
   }
-  void synchronizeEvent(void*) const override { refuse_in_capture("waiting for an event on the host"); }
+  void synchronizeEvent(void* event) const override {
+    wait("waiting for an event on the host", event ? static_cast<EventState*>(event)->transfers : 0);
+  }
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<EventState*>(event); }
   double elapsedTime(void* from, void* to, const c10::DeviceIndex) const override {
     auto *a = static_cast<EventState*>(from), *b = static_cast<EventState*>(to);

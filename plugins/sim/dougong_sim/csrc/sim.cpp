@@ -37,11 +37,20 @@ Tensor copy_from(const Tensor& src, const Tensor& dst, bool non_blocking) {
     if (!non_blocking || !is_pinned(host.storage().data()))
       refuse_in_capture("a copy to or from the host that is not both non_blocking and of pinned memory");
   }
+  const bool to_host = !on_device(dst), from_host = !on_device(src);
+  const bool late = !graph && non_blocking && late_transfers && is_pinned((to_host ? dst : src).storage().data());
+  if (!graph && (late ? from_host && on_its_way_to(src) : to_host || from_host)) finish_transfers();
   Aliases aliases;
   auto from = on_device(src) ? aliases.of(src) : src;
   auto to = on_device(dst) ? aliases.of(dst) : dst;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
+  if (late && to_host && dst.numel() > 0) {
+    begin_transfer(dst, from.to(dst.scalar_type(), /*non_blocking=*/false, /*copy=*/true).expand(dst.sizes()), true);
+    if (dst.is_contiguous()) std::memset(dst.data_ptr(), 0xFF, dst.nbytes());
+    return dst;
+  }
   to.copy_(from);
+  if (late && from_host && src.numel() > 0) begin_transfer(src, src.contiguous().clone(), false);
   if (graph) {
     static auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
     graph->add({op, {to, from, false}, {}});
@@ -55,7 +64,7 @@ Tensor copy_from_and_resize(const Tensor& src, const Tensor& dst) {
 }
 
 at::Scalar read_scalar(const Tensor& t) {
-  refuse_in_capture("reading a value on the host (item(), int(), bool(), if ...)");
+  wait("reading a value on the host (item(), int(), bool(), if ...)");
   return Aliases().of(t).item();
 }
 
@@ -158,9 +167,10 @@ TORCH_LIBRARY(dougong_sim, m) {
   });
   m.def("reset_peak(int index) -> ()", [](int64_t i) { device_allocator.resetPeakStats(static_cast<c10::DeviceIndex>(i)); });
   m.def("set_poison(bool on) -> ()", [](bool on) { poison_new_memory = on; });
+  m.def("set_late_transfers(bool on) -> ()", [](bool on) { late_transfers = on; });
   m.def("kernel_calls() -> int", []() -> int64_t { return kernel_calls; });
   m.def("is_capturing() -> bool", []() { return capture_pool != nullptr; });
-  m.def("synchronize() -> ()", [] { refuse_in_capture("synchronising the device"); });
+  m.def("synchronize() -> ()", [] { wait("synchronising the device"); });
   m.def("seed(int index, int seed) -> ()", [](int64_t i, int64_t seed) {
     default_generator(check_index(static_cast<int>(i))).get<Generator>()->set_current_seed(static_cast<uint64_t>(seed));
   });
