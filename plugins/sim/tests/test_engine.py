@@ -1,0 +1,86 @@
+"""The whole engine on a device that is not the CPU: eager, with graphs that need updates, and short of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dougong_sim
+from dougong import LLM, SamplingParams
+from dougong.errors import CacheMemoryError
+from dougong.plugins import load_plugins
+
+PROMPTS = [[5, 7, 9, 3], list(range(3, 40)), [11]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        initializer_range=0.3,
+        max_position_embeddings=256,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def engine(model: Path, **options: Any) -> LLM:
+    settings: dict[str, Any] = {
+        "backend": "sim", "dtype": "float32", "skip_tokenizer_init": True, "max_num_seqs": 4, "max_model_len": 128,
+        "num_kv_blocks": 64, "plugins": load_plugins(entries=(), extra=[("sim", dougong_sim)]),
+    }  # fmt: skip
+    return LLM(str(model), **(settings | options))
+
+
+def tokens(llm: LLM) -> list[list[int]]:
+    sampling = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in PROMPTS], sampling, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[int]]:
+    """transformers' greedy tokens, on the CPU."""
+    from transformers import LlamaForCausalLM
+
+    host = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return [host.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist() for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("options", [{"enforce_eager": True}, {}, {"overlap": False}, {"num_kv_blocks": 8}], ids=str)
+def test_greedy_tokens(model: Path, expected: list[list[int]], options: dict[str, Any]) -> None:
+    assert tokens(engine(model, **options)) == expected
+
+
+def test_memory_is_given_back(model: Path) -> None:
+    import gc
+
+    llm = engine(model)
+    tokens(llm)
+    del llm
+    gc.collect()
+    torch.sim.synchronize()
+    assert torch.sim.memory_allocated() < 1 << 20
+
+
+def test_too_little_memory_for_the_cache(model: Path) -> None:
+    before = torch.sim.mem_get_info()[1]
+    torch.sim.set_memory_limit(torch.sim.memory_reserved() + (1 << 20))
+    try:
+        with pytest.raises(CacheMemoryError):
+            engine(model, num_kv_blocks=100_000)
+    finally:
+        torch.sim.set_memory_limit(before)
