@@ -76,7 +76,7 @@ class Engine:
             ),
             self.kv,
         )
-        self.tokenizer = None if config.skip_tokenizer_init else get_tokenizer(config, self.runner.model_path)
+        self.tokenizer = None if config.skip_tokenizer_init else self._load_tokenizer()
         self.prompts = PromptReader(self.tokenizer, self.runner.model_config.vocab_size, self.max_model_len)
         self.eos_token_ids = frozenset(self.runner.model_config.eos_token_ids)
         self.stats = EngineStats()
@@ -88,6 +88,15 @@ class Engine:
         self._depth = 1 if config.overlap else 0
         self._touched: dict[str, RequestOutput] = {}
         self._arrivals = 0
+
+    def _load_tokenizer(self) -> Any:
+        config = self.config
+        return get_tokenizer(
+            config.tokenizer or self.runner.model_path,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            vocab_size=self.runner.model_config.vocab_size,
+        )
 
     @property
     def model_path(self) -> Path:
