@@ -14,6 +14,6 @@ __all__ = ["kernel_specs"]
 
 def kernel_specs(device: CudaDevice) -> list[KernelSpec]:
     """Every implementation on offer for ``device``."""
-    from dougong_kernels.registry import kernel_specs as portable
+    from dougong_kernels.specs import kernel_specs as portable
 
     return list(portable(device))

@@ -67,6 +67,8 @@ class EngineConfig:
     """Never capture device graphs."""
     graph_sizes: tuple[int, ...] | None = None
     """Batch sizes to capture; None: 1, 2, 4, 8 and then steps of 8 to 16, as many as the device holds."""
+    warm_up: bool = True
+    """Capture graphs and compile before the first request; otherwise when each is first needed."""
     tensor_parallel_size: int = 1
     seed: int = 0
     """Seeds requests that bring none, and dummy weights."""

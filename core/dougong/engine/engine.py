@@ -59,6 +59,8 @@ class Engine:
         self.config = config
         self.plugins = plugins if plugins is not None else load_plugins()
         self.runner = runner if runner is not None else ModelRunner(config, plugins=self.plugins)
+        if config.warm_up:
+            self.runner.warm_up()
         self.max_model_len = self.runner.max_model_len
         self.kv = KVCacheManager(
             self.runner.group_specs,
