@@ -10,7 +10,7 @@ import torch
 
 from dougong.hal import AttentionKernel, Graph, GraphBackend, Plan
 
-__all__ = ["CapturedForward", "GraphCache", "GraphKey", "decode_sizes", "mixed_sizes"]
+__all__ = ["CapturedForward", "GraphCache", "GraphKey", "decode_sizes", "mixed_sizes", "within"]
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,19 @@ def decode_sizes(max_rows: int, asked: Sequence[int] | None = None) -> tuple[int
     return tuple(sorted(sizes))
 
 
-def mixed_sizes(max_tokens: int, asked: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Token counts of mixed batches to capture, ascending. None where the user named the sizes to capture."""
-    if asked is not None:
-        return ()
+def mixed_sizes(max_tokens: int) -> tuple[int, ...]:
+    """Token counts of mixed batches to capture, ascending."""
     return tuple(size for size in (32, *range(64, MAX_MIXED_TOKENS + 1, 64)) if size <= max_tokens)
+
+
+def within(sizes: tuple[int, ...], budget: int) -> tuple[int, ...]:
+    """At most ``budget`` of ascending sizes, the smallest and the largest among them."""
+    if len(sizes) <= budget:
+        return sizes
+    if budget < 2:
+        return sizes[-budget:] if budget > 0 else ()
+    step = (len(sizes) - 1) / (budget - 1)
+    return tuple(sizes[round(i * step)] for i in range(budget))
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,6 @@ class GraphCache:
         kernels: attention kernels by KV group, for their plans and updates.
         decode, mixed: sizes to capture, ascending.
         max_rows: rows of a mixed graph: every seat, and one for padding.
-        budget: how many captures the device can hold.
     """
 
     backend: GraphBackend
@@ -76,15 +83,12 @@ class GraphCache:
     decode: tuple[int, ...]
     mixed: tuple[int, ...]
     max_rows: int
-    budget: int
     captured: dict[GraphKey, CapturedForward] = field(default_factory=dict)
     failed: str = ""
     """Why no more graphs are captured ('' while they are)."""
 
     def __post_init__(self) -> None:
         self._pool = self.backend.new_pool()
-        self.decode = self.decode[-self.budget :] if self.budget else ()
-        self.mixed = self.mixed[: max(0, self.budget - len(self.decode))]
 
     def key_for(self, rows: int, tokens: int, decode: bool) -> GraphKey | None:
         """The smallest graph that holds such a batch; None: run it without one."""
@@ -98,7 +102,7 @@ class GraphCache:
                 return self._usable(GraphKey(size, min(size, self.max_rows) + 1, False))
         return None
 
-    def keys(self) -> list[GraphKey]:
+    def sizes(self) -> list[GraphKey]:
         """All sizes, largest first, so that the small ones fit into the memory that the large ones left."""
         mixed = [GraphKey(size, min(size, self.max_rows) + 1, False) for size in reversed(self.mixed)]
         return mixed + [GraphKey(size, size, True) for size in reversed(self.decode)]

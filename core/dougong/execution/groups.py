@@ -88,9 +88,8 @@ def _choose(
         return best
     if failure is not None:
         raise failure
-    raise ConfigError(
-        f"block_size={block_size}: no KV layout on backend {backend.name!r} allows it:\n" + "\n".join(refused)
-    )
+    reasons = "\n".join(refused)
+    raise ConfigError(f"block_size={block_size}: no KV layout on backend {backend.name!r} allows it:\n{reasons}")
 
 
 def _query(spec: AttentionSpec, layout: KVLayout, block: int) -> AttentionQuery:

@@ -107,8 +107,8 @@ def metered_budget(device: Device, config: EngineConfig, forward: Callable[[], N
             raise
         info = device.memory()
         raise CacheMemoryError(
-            f"a step of the largest size does not fit beside the weights: {info.free} of {info.total} bytes are free on "
-            f"{device.name}. Lower max_num_batched_tokens or max_num_seqs, or take smaller weights (quantization=)."
+            f"a step of the largest size does not fit beside the weights: {info.free} of {info.total} bytes are free "
+            f"on {device.name}. Lower max_num_batched_tokens or max_num_seqs, or take smaller weights (quantization=)."
         ) from error
     activations = max(0, module.max_memory_allocated(index) - before)
     gc.collect()
@@ -233,7 +233,7 @@ def allocate(device: Device, groups: Sequence[KVGroup], specs: Sequence[GroupSpe
         free = device.memory().free
         per_block = sum(group.bytes_per_block() for group in groups)
         raise CacheMemoryError(
-            f"allocating the KV cache failed: {total} bytes ({_gib(total)}) were asked for and {free} ({_gib(free)}) are "
+            f"allocating the KV cache failed: {total} bytes ({_gib(total)}) were asked for, {free} ({_gib(free)}) are "
             f"free on {device.name}: {_names(specs)}. About {free // per_block} blocks fit: lower num_kv_blocks, "
             "kv_cache_memory or memory_utilization, or choose a smaller kv_cache_dtype."
         ) from error
@@ -248,9 +248,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return any(
-        words in text for words in ("out of memory", "not enough memory", "can't allocate memory", "alloc failed")
-    )
+    known = ("out of memory", "not enough memory", "can't allocate memory", "alloc failed")
+    return any(words in text for words in known)
 
 
 def _names(specs: Sequence[GroupSpec]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dougong.config import EngineConfig
-from dougong.execution.graphs import GraphCache, decode_sizes, mixed_sizes
+from dougong.execution.graphs import GraphCache, decode_sizes, mixed_sizes, within
 from dougong.execution.groups import GroupChoice, form_groups
 from dougong.execution.memory import (
     CacheBudget,
@@ -130,7 +130,7 @@ def assemble(
             for layer in group.layers:
                 attentions[layer].bind(group.index)
         ops = backend.op_table(model.dtype, groups[0].layout)
-        sizes = _graph_sizes(config, device, model.model, chosen, step_tokens, ranks)
+        sizes = _graph_sizes(config, device, model.model, chosen, min(step_tokens, model.max_len), ranks)
         demand = CacheDemand(
             max_model_len=model.max_len,
             max_num_seqs=config.max_num_seqs,
@@ -173,6 +173,8 @@ def _finish(
     device = backend.device
     groups = tuple(one.group for one in chosen)
     rows = config.max_num_seqs
+    # One row may hold all tokens of a padded step, so a graph is no larger than a request.
+    sizes = sizes[0], tuple(size for size in sizes[1] if size <= max_len)
     most_tokens = max(step_tokens, *sizes[0], *sizes[1], 1)
     batch = PersistentBatch(
         groups,
@@ -218,7 +220,6 @@ def _finish(
             decode=sizes[0],
             mixed=sizes[1],
             max_rows=rows,
-            budget=device.graphs.budget(len(caches)),
         )
         parts.graph_tables = [
             torch.zeros(rows + 1, width, dtype=torch.int32, device=device.torch_device) for width in batch.widths
@@ -251,23 +252,25 @@ def _graph_sizes(
     device: Device,
     model: CausalLM,
     chosen: tuple[GroupChoice, ...],
-    step_tokens: int,
+    most: int,
     ranks: Collectives,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(decode batch sizes, token counts of mixed batches) to capture; empty without graphs."""
+    """(decode batch sizes, token counts of mixed batches up to ``most``) to capture; empty without graphs."""
     safe = all(one.choice.spec.graph != "none" for one in chosen) and model.capturable and ranks.capturable
     if config.enforce_eager or device.graphs is None or not safe:
         return (), ()
-    return (
-        decode_sizes(config.max_num_seqs, config.graph_sizes),
-        mixed_sizes(min(step_tokens, 512), config.graph_sizes),
-    )
+    budget = device.graphs.budget(len(model.attentions))
+    decode = within(decode_sizes(config.max_num_seqs, config.graph_sizes), budget)
+    # A user who names sizes means those of decode batches, and no others.
+    mixed = () if config.graph_sizes is not None else within(mixed_sizes(most), budget - len(decode))
+    return decode, mixed
 
 
 def _largest_padding(decode: tuple[int, ...], mixed: tuple[int, ...]) -> int:
     """The most tokens by which a batch is padded to the next size."""
-    gaps = [after - before - 1 for sizes in (decode, mixed) for before, after in zip((0, *sizes), sizes)]
-    return max([*gaps, *decode, *mixed[:1], 0]) if gaps else 0
+    return max(
+        (after - before - 1 for sizes in (decode, mixed) for before, after in zip((0, *sizes), sizes)), default=0
+    )
 
 
 def _agree(specs: list[GroupSpec], ranks: Collectives) -> list[GroupSpec]:

@@ -71,6 +71,8 @@ class PersistentBatch:
         self.widths = tuple(
             -(-max_len // group.manager_block) * (group.manager_block // group.kernel_block) for group in groups
         )
+        #: Slots that padding tokens write, by group. Only a warm-up, which is all padding, writes one twice.
+        self._scratch = [scratch * group.manager_block for group, scratch in zip(groups, num_scratch)]
         self._ratios = [group.manager_block // group.kernel_block for group in groups]
         rows = max_rows + 1
         self._change_words = 3 * max(256, 2 * max_rows)
@@ -302,7 +304,7 @@ class PersistentBatch:
         words[s.positions + tokens : s.positions + s.tokens] = 0
         for g in range(s.groups):
             start = s.slots + g * s.tokens + tokens
-            words[start : start + count] = np.arange(count)
+            words[start : start + count] = np.arange(count) % self._scratch[g]
         words[s.row_slots + rows : s.row_slots + s.rows] = self.pad_slot
 
     def _fill_slots(

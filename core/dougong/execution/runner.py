@@ -233,7 +233,7 @@ class ModelRunner:
         graphs = self._parts.graphs
         if graphs is None:
             return
-        for key in graphs.keys():
+        for key in graphs.sizes():
             if graphs.failed:
                 break
             self._warm_size(key)
@@ -270,9 +270,9 @@ def _result(
         result = StepResult([None] * delta.num_rows)
         place = 0
     else:
-        ids: list[int | None] = arrived[0].tolist()
+        ids: list[int] = arrived[0].tolist()
         rows = None if delta.sample_rows is None or len(ids) == delta.num_rows else delta.sample_rows.tolist()
-        tokens = ids
+        tokens: list[int | None] = list(ids)
         if rows is not None:
             tokens = [None] * delta.num_rows
             for row, token in zip(rows, ids):
@@ -284,7 +284,7 @@ def _result(
             place = 5
             for index, entry in zip(sampled.logprob_rows, found):
                 result.logprobs[index if rows is None else rows[index]] = entry
-        if min(ids) < 0:  # type: ignore[type-var]
+        if min(ids) < 0:
             _take_errors(result)
     for prompt in prompts:
         count = len(prompt.tensors)
@@ -297,7 +297,7 @@ def _take_errors(result: StepResult) -> None:
     for row, token in enumerate(result.tokens):
         if token is not None and token < 0:
             if token == BLOCKED_ROW:
-                cause = "allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose; loosen one of them"
+                cause = "allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose; loosen one"
             else:
                 cause = (
                     "the logits held NaN, so no token could be chosen; the model's weights or the input may be broken"

@@ -123,7 +123,7 @@ class Sampler:
         host_positions: npt.NDArray[np.int64],
         allowed: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """Change logits [R, V] float32 in place; returns the rows [R] bool that are left without a token, if any can."""
+        """Change logits [R, V] float32 in place; returns the rows [R] bool left without a token, if any can be."""
         state = self.state
         masked = rows.masked
         if allowed is not None:

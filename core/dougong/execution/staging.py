@@ -132,7 +132,7 @@ class StagingRing:
         return self.base
 
     def views(self, buffer: HostBuffer, sections: Sections) -> DeviceViews:
-        """The sections as the device sees them. Their addresses depend on the sections' sizes alone (no host device)."""
+        """The sections as the device sees them. Off the host, their addresses depend on the sizes alone."""
         return buffer.views(sections) if self.in_place else _kept(self._views, self.base, sections)
 
 

@@ -40,7 +40,7 @@ class Transfer:
         self._pins = device.pins_memory and not self.on_host
 
     def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """A device tensor with the array's values. The array may be changed afterwards, unless the device is the host."""
+        """A device tensor with the array's values. The array must not be changed afterwards."""
         tensor = torch.from_numpy(array)
         if self.on_host:
             return tensor
