@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from dougong_kernels.config import ExtendConfig, SplitConfig
+from dougong_kernels.launch import Launcher, aligned
 from dougong_kernels.triton.extend import extend_kernel
 from dougong_kernels.triton.planning import plan_kernel
 from dougong_kernels.triton.split import split_kernel
 
 __all__ = ["PagedAttention", "PagedPlan", "Shape"]
+
+_PLAN, _SPLIT, _EXTEND = Launcher(plan_kernel), Launcher(split_kernel), Launcher(extend_kernel)
 
 _SPEC_TOKENS = 8
 """Batches whose longest row has at most this many queries (drafts to verify) go through the split kernel whole."""
@@ -124,7 +127,7 @@ class PagedAttention:
         self._slots = slots
         self._work: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.counters = torch.zeros(max_rows * self.groups, dtype=torch.int32, device=self.device)
-        self._constants: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._calls: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._workspace(1)
         self._null = torch.zeros(1, dtype=torch.float32, device=self.device)
 
@@ -177,31 +180,20 @@ class PagedAttention:
             into.head.zero_()
             return
         block = min(1024, max(64, _pow2(max(self.max_rows, self.programs))))
-        plan_kernel[(1,)](
-            cu_q,
-            kv_len,
-            cu_q if table is None else table,
-            into.head,
-            into.prefix,
-            into.tiles,
-            into.starts,
-            into.rows,
-            into.items,
-            num_rows,
-            short,
-            self.groups,
-            self.programs,
-            1 if self.invariant else self.split.min_units,
-            self.unit_tiles,
-            0 if table is None else table.stride(0),
-            QT_EXTEND=self.eqt,
-            BLOCK_N=self.block_n,
-            CAUSAL=self.shape.causal,
-            WINDOW=self.shape.window,
-            STEPS=max(1, self.max_rows.bit_length()),
-            BLOCK=block,
-            num_warps=min(8, max(1, block // 128)),
-        )
+        constants = (
+            self.eqt, self.block_n, self.shape.causal, self.shape.window, max(1, self.max_rows.bit_length()), block
+        )  # fmt: skip
+        address = cu_q if table is None else table
+        _PLAN(
+            (constants, cu_q.device.index, aligned(cu_q, kv_len, address)),
+            (1, 1, 1),
+            (
+                cu_q, kv_len, address, into.head, into.prefix, into.tiles, into.starts, into.rows, into.items,
+                num_rows, short, self.groups, self.programs, 1 if self.invariant else self.split.min_units,
+                self.unit_tiles, 0 if table is None else table.stride(0), *constants,
+            ),
+            {"num_warps": min(8, max(1, block // 128))},
+        )  # fmt: skip
 
     def _paths(
         self, num_rows: int, num_tokens: int, max_q_len: int, host_cu_q: torch.Tensor | None
@@ -231,29 +223,42 @@ class PagedAttention:
             )
         return short, bound
 
-    def _constexprs(self, tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        found = self._constants.get(tokens)
+    def constants(
+        self, tokens: int, *, scales: bool = False, lse: bool = False, same: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Constexprs and options of the split kernel (for rows of up to `tokens` queries) and of the extend kernel."""
+        s, e = self.shape, self.extend
+        both = dict(
+            K=s.num_kv_heads, G=self.group, PAGE=s.block_size, D=self.d_main, DP=self.d_pad, DR=self.d_rope,
+            DV=s.head_dim_v, DVP=self.dv_pad, CAUSAL=s.causal, WINDOW=s.window, SOFTCAP=s.softcap > 0,
+            ALIBI=s.alibi, SINKS=s.sinks, FP8=s.fp8, UPCAST=s.upcast, LATENT=s.latent, SCALES=scales, LSE=lse,
+            SAME=same,
+        )  # fmt: skip
+        tokens = max(1, tokens)
+        block_m = max(16, _pow2(tokens * self.gb * self.hpt))
+        split = dict(
+            both, unit_tiles=self.unit_tiles, GB=self.gb, HPT=self.hpt, BLOCK_M=block_m, QT=tokens,
+            BLOCK_N=self.block_n, FIXED=self.invariant, STAGES=self.split.stages, num_warps=self.split.warps,
+            # As many parts in flight as 128 registers hold.
+            AT_ONCE=max(1, min(8, 128 * 32 * self.split.warps // (block_m * self.dv_pad))),
+        )  # fmt: skip
+        extend = dict(
+            both, GB=self.egb, BLOCK_M=e.rows, QT=self.eqt, BLOCK_N=e.keys, HEADS_OUTER=e.heads_outer,
+            STAGES=e.stages, num_warps=e.warps,
+        )  # fmt: skip
+        if e.max_registers:
+            extend["maxnreg"] = e.max_registers
+        return split, extend
+
+    def _call(self, name: str, tokens: int, scales: bool, lse: bool, same: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The constexprs of a launch in the kernel's order, and its options."""
+        key = name, tokens, scales, lse, same
+        found = self._calls.get(key)
         if found is None:
-            s = self.shape
-            both = dict(
-                K=s.num_kv_heads, G=self.group, PAGE=s.block_size, D=self.d_main, DP=self.d_pad, DR=self.d_rope,
-                DV=s.head_dim_v, DVP=self.dv_pad, CAUSAL=s.causal, WINDOW=s.window, SOFTCAP=s.softcap > 0,
-                ALIBI=s.alibi, SINKS=s.sinks, FP8=s.fp8, UPCAST=s.upcast, LATENT=s.latent,
-            )  # fmt: skip
-            rows = max(1, tokens) * self.gb * self.hpt
-            split = dict(
-                both, unit_tiles=self.unit_tiles, GB=self.gb, HPT=self.hpt, BLOCK_M=max(16, _pow2(rows)),
-                QT=max(1, tokens), BLOCK_N=self.block_n, FIXED=self.invariant, STAGES=self.split.stages,
-                num_warps=self.split.warps,
-            )  # fmt: skip
-            e = self.extend
-            extend = dict(
-                both, GB=self.egb, BLOCK_M=e.rows, QT=self.eqt, BLOCK_N=e.keys, HEADS_OUTER=e.heads_outer,
-                STAGES=e.stages, num_warps=e.warps,
-            )  # fmt: skip
-            if e.max_registers:
-                extend["maxnreg"] = e.max_registers
-            found = self._constants[tokens] = split, extend
+            split, extend = self.constants(tokens, scales=scales, lse=lse, same=same)
+            kernel, values = (split_kernel, split) if name == "split" else (extend_kernel, extend)
+            ordered = tuple(values.pop(arg) for arg in kernel.arg_names if arg in values)
+            found = self._calls[key] = ordered, values
         return found
 
     def run(
@@ -279,7 +284,6 @@ class PagedAttention:
         if plan.num_tokens == 0:
             return
         tokens = plan.split_tokens
-        split, extend = self._constexprs(tokens)
         scale = s.scale
         scaled = isinstance(k_scale, torch.Tensor) or isinstance(v_scale, torch.Tensor)
         if scaled:
@@ -300,17 +304,29 @@ class PagedAttention:
             0 if lse is None else lse.stride(0),
         )  # fmt: skip
         layer = (k_scale, v_scale, sinks, slopes, scale, s.softcap)
-        flags = {"SCALES": scaled, "LSE": lse is not None}
+        same = (kb, kn, kh) == (vb, vn, vh)
+        key = (
+            strides, aligned(q, k, v, out, lse, kv_start, sinks, slopes, k_scale if scaled else None,
+                             v_scale if scaled else None),
+            q.dtype, k.dtype, out.dtype, q.device.index, sinks is not None and sinks.dtype,
+            slopes is not None and slopes.dtype,
+        )  # fmt: skip
         if tokens:
             acc, acc_lse = self._workspace(tokens)
-            split_kernel[(self.programs,)](
-                q, k, v, out, lse, plan.head, plan.prefix, plan.starts, plan.rows, kv_start,
-                acc, acc_lse, self.counters, *layer, *strides, **split, **flags,
+            constants, options = self._call("split", tokens, scaled, lse is not None, same)
+            _SPLIT(
+                (constants, key, self.split.warps), (self.programs, 1, 1),
+                (q, k, v, out, lse, plan.head, plan.prefix, plan.starts, plan.rows, kv_start, acc, acc_lse,
+                 self.counters, *layer, *strides, *constants),
+                options,
             )  # fmt: skip
         if plan.max_items:
-            extend_kernel[(plan.max_items * self.egroups,)](
-                q, k, v, out, lse, plan.head, plan.items, plan.rows, kv_start, *layer, *strides, plan.max_items,
-                **extend, **flags,
+            constants, options = self._call("extend", 0, scaled, lse is not None, same)
+            _EXTEND(
+                (constants, key, self.extend.warps, self.extend.max_registers), (plan.max_items * self.egroups, 1, 1),
+                (q, k, v, out, lse, plan.head, plan.items, plan.rows, kv_start, *layer, *strides, plan.max_items,
+                 *constants),
+                options,
             )  # fmt: skip
         if plan.launched is None and self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             plan.launched = tokens, plan.max_items

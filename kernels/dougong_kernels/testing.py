@@ -105,13 +105,13 @@ def make_problem(
         whole = torch.full((blocks, 2, n, heads, dim), 127.0 if kv_dtype == torch.int8 else float("nan"), device=device)
         if not poison:
             whole.zero_()
-        whole = whole.to(kv_dtype)
         for b, length in enumerate(kv_lens):
             place = torch.arange(length, device=device)
             block = table[b, place // n].long()
             whole[block, 0, place % n] = store(draw(length, heads, dim), k_scale).float()
             whole[block, 1, place % n] = store(draw(length, heads, dim), v_scale).float()
             table[b, -(-length // n) :] = 2**30 + 7
+        whole = whole.to(kv_dtype)
         k, v = whole[:, 0], whole[:, 1, ..., : s.head_dim_v]
     else:
         table = torch.zeros(rows, 1, dtype=torch.int32, device=device)

@@ -15,25 +15,34 @@ from dougong_kernels.triton.tiles import LOG2E, attend, finish, load_q, visible_
 
 
 @triton.jit
-def _merge(ws_acc, ws_lse, first, step0, step, parts, offs_r, ok, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-           DVP: tl.constexpr):
-    """Merge parts at slots first, first + step0, then every `step`; returns (m, l, acc) as attend does."""
+def _merge(ws_acc, ws_lse, first, step, parts, offs_r, ok, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+           DVP: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Merge parts at slots first, first + 1, first + 1 + step, … ; returns (m, l, acc) as attend does.
+
+    AT_ONCE parts are read before the first is used: one after another, the way to L2 and back would be paid for each.
+    """
     offs_v = tl.arange(0, DVP)
     m = tl.full([BLOCK_M], -float("inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, DVP], tl.float32)
-    for i in range(parts):
-        slot = tl.where(i == 0, first, first + step0 + (i - 1) * step).to(tl.int64)
-        part = tl.load(ws_lse + slot * ROWS + offs_r, mask=ok, other=-float("inf"), cache_modifier=".cg")
-        a = tl.load(ws_acc + (slot * ROWS + offs_r)[:, None] * DVP + offs_v[None, :], mask=ok[:, None], other=0.0,
-                    cache_modifier=".cg")
-        m_new = tl.maximum(m, part)
-        base = tl.where(m_new == -float("inf"), 0.0, m_new)
-        old = tl.exp2(m - base)
-        new = tl.exp2(part - base)
-        l = l * old + new
-        acc = acc * old[:, None] + a * new[:, None]
-        m = m_new
+    for begin in range(0, parts, AT_ONCE):
+        lses = ()
+        accs = ()
+        for u in tl.static_range(AT_ONCE):
+            i = begin + u
+            here = ok & (i < parts)
+            slot = tl.where(i == 0, first, first + 1 + (i - 1) * step).to(tl.int64)
+            lses += (tl.load(ws_lse + slot * ROWS + offs_r, mask=here, other=-float("inf"), cache_modifier=".cg"),)
+            accs += (tl.load(ws_acc + (slot * ROWS + offs_r)[:, None] * DVP + offs_v[None, :], mask=here[:, None],
+                             other=0.0, cache_modifier=".cg"),)
+        for u in tl.static_range(AT_ONCE):
+            m_new = tl.maximum(m, lses[u])
+            base = tl.where(m_new == -float("inf"), 0.0, m_new)
+            old = tl.exp2(m - base)
+            new = tl.exp2(lses[u] - base)
+            l = l * old + new
+            acc = acc * old[:, None] + accs[u] * new[:, None]
+            m = m_new
     return m, l, acc
 
 
@@ -47,7 +56,8 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
                  D: tl.constexpr, DP: tl.constexpr, DR: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
                  CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
                  SINKS: tl.constexpr, SCALES: tl.constexpr, LSE: tl.constexpr, FP8: tl.constexpr,
-                 UPCAST: tl.constexpr, LATENT: tl.constexpr, FIXED: tl.constexpr, STAGES: tl.constexpr):
+                 UPCAST: tl.constexpr, LATENT: tl.constexpr, SAME: tl.constexpr, FIXED: tl.constexpr,
+                 AT_ONCE: tl.constexpr, STAGES: tl.constexpr):
     """One program of the persistent grid. G: query heads per kv head, GB of them in a tile, HPT kv heads in a tile."""
     PER: tl.constexpr = GB * HPT
     ROWS: tl.constexpr = QT * PER
@@ -71,14 +81,19 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
     unit = p * share
     end = tl.minimum(unit + share, total)
     while unit < end:
+        # All of the row's record at once: it is right for the first segment, and a step further for most others.
         after = tl.load(prefix + row + 1)
-        while after <= unit:
-            row += 1
-            after = tl.load(prefix + row + 1)
         before = tl.load(prefix + row)
         begin = tl.load(rows + 3 * row)
         q_len = tl.load(rows + 3 * row + 1)
         kv_len = tl.load(rows + 3 * row + 2)
+        while after <= unit:
+            row += 1
+            before = after
+            after = tl.load(prefix + row + 1)
+            begin = tl.load(rows + 3 * row)
+            q_len = tl.load(rows + 3 * row + 1)
+            kv_len = tl.load(rows + 3 * row + 2)
         units = (after - before) // GROUPS
         group = (unit - before) // units
         unit_first = before + group * units
@@ -116,7 +131,7 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
         acc = tl.zeros([BLOCK_M, DVP], tl.float32)
         m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, t0, t1, lo, hi, row_pos, row_head, slope,
                            scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, kv_head,
-                           True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, HPT, BLOCK_N, PAGE,
+                           True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, HPT, BLOCK_N, PAGE,
                            D, DP, DV, DVP, DR, STAGES)
         if (c0 == 0) & (c1 == units):
             finish(out, lse, sinks, v_mul, m, l, acc, token, q_head, ok, stride_ot, stride_oh, stride_lt,
@@ -125,14 +140,12 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
             if FIXED:
                 first = unit_first
                 slot = unit
-                step0 = 1
                 step = 1
                 parts = units
             else:
                 owner = unit_first // share
                 first = 2 * owner + 1
                 slot = tl.where(c0 == 0, 2 * p + 1, 2 * p)
-                step0 = 1
                 step = 2
                 parts = (unit_first + units - 1) // share - owner + 1
             offs_v = tl.arange(0, DVP)
@@ -146,7 +159,10 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
             counter = counters + row * GROUPS + group
             if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == parts - 1:
                 tl.store(counter, 0)
-                m, l, acc = _merge(ws_acc, ws_lse, first, step0, step, parts, offs_r, ok, ROWS, BLOCK_M, DVP)
+                m, l, acc = _merge(ws_acc, ws_lse, first, step, parts, offs_r, ok, ROWS, BLOCK_M, DVP,
+                                   AT_ONCE)
                 finish(out, lse, sinks, v_mul, m, l, acc, token, q_head, ok, stride_ot, stride_oh, stride_lt,
                        SINKS, LSE, DV, DVP)
         unit += c1 - c0
+        if unit >= after:
+            row += 1

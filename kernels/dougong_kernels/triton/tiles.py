@@ -68,7 +68,7 @@ def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
            stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, kv_head,
            MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
            ALIBI: tl.constexpr, FP8: tl.constexpr, UPCAST: tl.constexpr,
-           LATENT: tl.constexpr, HPT: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+           LATENT: tl.constexpr, SAME: tl.constexpr, HPT: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
            D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, DR: tl.constexpr,
            STAGES: tl.constexpr):
     """Run tiles tile_first..tile_last-1 through the online softmax; returns (m, l, acc).
@@ -77,8 +77,12 @@ def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
 
     MASKED False promises that every row sees every key of these tiles, that none is past `hi`, and HPT == 1.
     LATENT: V is the first DV elements of K, so one load serves both; K's remaining DR elements (the rope part) are a
-    second, narrow product.
+    second, narrow product. SAME: K and V have the same strides, so that one set of offsets serves both.
     """
+    if SAME:
+        stride_vb = stride_kb
+        stride_vn = stride_kn
+        stride_vh = stride_kh
     C: tl.constexpr = BLOCK_N * HPT
     cols = tl.arange(0, C)
     offs_d = tl.arange(0, DP)
