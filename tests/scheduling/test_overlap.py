@@ -52,22 +52,32 @@ def test_abort_while_in_flight(toy) -> None:
     assert a.output_token_ids == []
 
 
+def plan_until_preempted(t, request):
+    """The plan in flight while ``request`` is preempted, and the plan that preempts it."""
+    in_flight = t.plan()
+    for _ in range(50):
+        following = t.plan()
+        if request.num_preemptions:
+            return in_flight, following
+        t.commit(in_flight, len(request.output_token_ids))
+        in_flight = following
+    raise AssertionError("never preempted")
+
+
 def test_the_token_in_flight_of_a_preempted_request_is_kept(toy) -> None:
     t = toy(blocks=7, size=4, caching=False)
     a, b = t.add("a", 8, max_tokens=12), t.add("b", 6, max_tokens=12)
-    plans = [t.plan()]
-    while not b.num_preemptions:
-        plans.append(t.plan())
-        t.commit(plans.pop(0), len(b.output_token_ids))
+    in_flight, following = plan_until_preempted(t, b)
     before = list(b.output_token_ids)
-    assert b.status is RequestStatus.PREEMPTED
-    (in_flight,) = plans
+    assert (b.status, b.block_ids) == (RequestStatus.PREEMPTED, [])
     assert b in in_flight.requests
-    following = t.plan()
-    assert b not in following.requests, "its newest token is not known yet"
+    assert b not in following.requests
+    later = t.plan()
+    assert b not in later.requests, "its newest token is not known yet"
     t.commit(in_flight, 99)
     assert b.output_token_ids == [*before, 99]
     t.commit(following)
+    t.commit(later)
     t.drain()
     assert [len(r.output_token_ids) for r in (a, b)] == [12, 12]
 
@@ -76,15 +86,11 @@ def test_a_preempted_request_may_end_with_its_token_in_flight(toy) -> None:
     t = toy(blocks=7, size=4, caching=False)
     t.add("a", 8, max_tokens=12)
     b = t.add("b", 6, max_tokens=12, stop_token_ids=(99,))
-    plans = [t.plan()]
-    while not b.num_preemptions:
-        plans.append(t.plan())
-        t.commit(plans.pop(0))
-    (in_flight,) = plans
-    assert b in in_flight.requests
+    in_flight, following = plan_until_preempted(t, b)
     events = t.commit(in_flight, 99)
     assert (b, 99, FinishReason.STOP) in events
     assert b not in t.scheduler.waiting()
+    t.commit(following)
     t.drain()
 
 
