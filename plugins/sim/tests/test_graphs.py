@@ -165,6 +165,21 @@ def test_graphs_share_a_pool(backend: SimGraphs) -> None:
     assert torch.sim.memory_reserved() == before
 
 
+def test_a_capture_leaves_other_graphs_results_alone(backend: SimGraphs) -> None:
+    pool = backend.new_pool()
+    x = torch.ones(4, device="sim")
+    first, second = backend.new(pool), backend.new(pool)
+    with first.capture():
+        result = x * 2
+    first.replay()
+    with second.capture():
+        other = x * 3
+    assert result.tolist() == [2] * 4
+    assert other.isnan().all()
+    second.replay()
+    assert (result.tolist(), other.tolist()) == ([2] * 4, [3] * 4)
+
+
 def test_a_group_can_be_recorded_again(backend: SimGraphs) -> None:
     x, middle, result = (torch.ones(4, device="sim") for _ in range(3))
     graph = backend.new()

@@ -76,6 +76,7 @@ struct Graph : torch::CustomClassHolder {
     pool = from->pool;
     groups.assign(1, {});
     target = 0;
+    pool->handed_out.clear();
     active() = this;
     capture_pool = pool;
   }

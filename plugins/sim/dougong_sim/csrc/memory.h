@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/CPUAllocator.h>
@@ -62,14 +63,17 @@ struct Pool {
     --it;
     return static_cast<const char*>(p) < static_cast<char*>(it->first) + it->second;
   }
-  // After a capture nothing in the pool has been computed yet. 0xFF is NaN to every float type.
+  // After a capture nothing of it has been computed yet. 0xFF is NaN to every float type. Memory that other graphs of
+  // the pool hold is left alone.
   void poison() {
-    for (auto& [ptr, bytes] : segments) std::memset(ptr, 0xFF, bytes);
+    for (void* ptr : handed_out) std::memset(ptr, 0xFF, segments.at(ptr));
+    handed_out.clear();
   }
   int device_index;
   int64_t live = 0;                      // blocks that a tensor holds right now
   std::map<void*, size_t> segments;      // address -> bytes
   std::multimap<size_t, void*> unused;   // bytes -> segment that no tensor holds
+  std::set<void*> handed_out;            // since the capture began
 };
 
 struct Block {
@@ -142,6 +146,7 @@ inline c10::DataPtr allocate(size_t bytes, int index, const std::shared_ptr<Pool
     if (fit != pool->unused.end() && fit->first <= rounded * 2) {  // a far larger segment is kept for a larger tensor
       auto block = std::make_unique<Block>(Block{fit->second, fit->first, index, pool, {}});
       pool->unused.erase(fit);
+      pool->handed_out.insert(block->ptr);
       pool->live++;
       return hand_out(std::move(block));
     }
@@ -155,6 +160,7 @@ inline c10::DataPtr allocate(size_t bytes, int index, const std::shared_ptr<Pool
   if (poison_new_memory) std::memset(ptr, 0xFF, rounded);
   if (pool) {
     pool->segments.emplace(ptr, rounded);
+    pool->handed_out.insert(ptr);
     pool->live++;
   }
   return hand_out(std::make_unique<Block>(Block{ptr, rounded, index, pool, {}}));
