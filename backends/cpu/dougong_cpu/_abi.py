@@ -46,9 +46,9 @@ class Rope(Structure):
         ("write", Write),
         *_fields(c_void_p, "q q_out cos sin positions q_norm k_norm"),
         *_fields(c_int64, "q_st q_sh qo_st qo_sh table_stride"),
-        *_fields(c_int32, "heads rotary_dim interleaved norm_offset"),
-        *_fields(c_float, "eps"),
-        *_fields(c_int32, "write_cache"),
+        *_fields(c_int32, "heads rotary_dim interleaved"),
+        *_fields(c_float, "norm_offset eps"),
+        *_fields(c_int32, "write_cache norm_dtype reserved"),
     ]
 
 
@@ -58,9 +58,9 @@ class Norm(Structure):
     _fields_ = [
         *_fields(c_void_p, "x w residual_in residual_out y"),
         *_fields(c_int64, "x_st r_st ro_st y_st"),
-        *_fields(c_int32, "rows n dtype w_dtype offset round_first"),
-        *_fields(c_float, "eps"),
-        *_fields(c_int32, "reserved"),
+        *_fields(c_int32, "rows n dtype w_dtype"),
+        *_fields(c_float, "offset eps"),
+        *_fields(c_int32, "reserved0 reserved1"),
     ]
 
 

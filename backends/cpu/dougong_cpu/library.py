@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,12 +19,35 @@ NOT_BUILT = (
     "(or run python -m dougong_cpu.build)"
 )
 
+_KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "f": ctypes.c_float}
+_SIGNATURES = {
+    "attention": "p", "write": "p", "rope": "p", "norm": "p", "linear": "p",
+    "attend": "pppppllll",
+    "store": "ppppillll",
+    "qkv": "ppppili",
+    "rms": "ppppiilllffii",
+    "gated": "plpliiii",
+    "product": "pppili",
+}  # fmt: skip
+
 
 class Library:
     """The loaded library: its functions as ctypes callables that take the address of a struct.
 
     ``isa`` is the variant in use. ``variants`` maps each variant in the library to whether this machine runs it.
     """
+
+    attention: Callable[[int], None]
+    write: Callable[[int], None]
+    rope: Callable[[int], None]
+    norm: Callable[[int], None]
+    linear: Callable[[int], None]
+    attend: Callable[..., None]
+    store: Callable[..., None]
+    qkv: Callable[..., None]
+    rms: Callable[..., None]
+    gated: Callable[..., None]
+    product: Callable[..., None]
 
     def __init__(self, path: Path) -> None:
         lib = ctypes.CDLL(str(path))
@@ -42,21 +66,11 @@ class Library:
         usable = ctypes.c_int32()
         while name := lib.dg_variant(len(self.variants), ctypes.byref(usable)):
             self.variants[name.decode()] = bool(usable.value)
-        for function in ("attention", "write", "rope", "norm", "linear"):
-            call = getattr(lib, f"dg_{function}")
-            call.argtypes = [ctypes.c_void_p]
+        for name, arguments in _SIGNATURES.items():
+            call = getattr(lib, f"dg_{name}")
+            call.argtypes = [_KINDS[kind] for kind in arguments]
             call.restype = None
-        self.attention = lib.dg_attention
-        self.write = lib.dg_write
-        self.rope = lib.dg_rope
-        self.norm = lib.dg_norm
-        self.linear = lib.dg_linear
-        self.gated = lib.dg_gated
-        self.gated.argtypes = [
-            ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64,
-            ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_int32,
-        ]  # fmt: skip
-        self.gated.restype = None
+            setattr(self, name, call)
         self.isa = ""
         self.select(os.environ.get(ENV_ISA) or None)
 

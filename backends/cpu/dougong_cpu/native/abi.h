@@ -44,18 +44,18 @@ struct DgRope {   // QK-norm (optional), rope, and cache write of one packed qkv
   const int64_t* positions;    // [T]
   const void *q_norm, *k_norm; // [D] in the model dtype, or null
   int64_t q_st, q_sh, qo_st, qo_sh, table_stride;
-  int32_t heads, rotary_dim, interleaved, norm_offset;  // norm_offset 1: weight is 1 + w
-  float eps;
-  int32_t write_cache;
+  int32_t heads, rotary_dim, interleaved;
+  float norm_offset, eps;  // as DgNorm's offset
+  int32_t write_cache, norm_dtype, reserved;
 };
 
 struct DgNorm {  // y = norm(x [+ residual]) * w; rows of n elements
   const void *x, *w;
   void *residual_in, *residual_out, *y;
   int64_t x_st, r_st, ro_st, y_st;
-  int32_t rows, n, dtype, w_dtype, offset, round_first;
-  float eps;
-  int32_t reserved;
+  int32_t rows, n, dtype, w_dtype;
+  float offset, eps;  // offset 0: the normalised value is rounded before it is multiplied
+  int32_t reserved[2];
 };
 
 struct DgLinear {  // y[M,N] = x[M,K] W^T + bias
@@ -78,13 +78,3 @@ enum DgFormat : int32_t {
 void dg_parallel(int64_t n, int threads, void (*body)(void*, int64_t), void* ctx);
 // A per-thread buffer of at least `bytes`, 64-byte aligned, kept for the next call; `which` in 0..3.
 void* dg_scratch(int which, int64_t bytes);
-
-struct DgTable {
-  const char* name;
-  void (*attention)(const DgAttention*);
-  void (*write)(const DgWrite*);
-  void (*rope)(const DgRope*);
-  void (*norm)(const DgNorm*);
-  void (*gated)(const void* x, int64_t x_st, void* y, int64_t y_st, int32_t rows, int32_t n, int32_t dtype, int32_t kind);
-  void (*linear)(const DgLinear*);
-};

@@ -9,6 +9,7 @@
 #include <cmath>
 #include "abi.h"
 #include "gemm.h"
+#include "thin.h"
 
 namespace {
 
@@ -22,7 +23,8 @@ struct Item { int32_t row, first_query, queries, kv_head, first_head, heads; int
 
 struct Tile {  // the state of one item
   int rows, dv_pad;
-  float *q, *kt, *vt, *s, *o;  // q [ceil(rows/kTile)][D][kTile], kt [D][kKeys], vt [kKeys][dv_pad], s [rows][kKeys]
+  bool thin;
+  float *q, *kt, *vt, *s, *o;  // q [ceil(rows/kTile)][D][kTile] (thin: [rows][D]), kt [D][kKeys], vt [kKeys][dv_pad], s [rows][kKeys]
   float m[kRows], l[kRows];
 };
 
@@ -31,6 +33,8 @@ struct Convert {  // the steps that know a dtype; everything between them is flo
   void (*pack_k)(const DgAttention&, Tile&, const void* const* key, int n);
   void (*pack_v)(const DgAttention&, Tile&, const void* const* key, int n);
   void (*put_row)(const DgAttention&, int64_t token, int head, const float* o, float factor, bool empty);
+  ThinScores (*thin_scores)(int rows);  // null: this dtype has no thin path
+  ThinValues (*thin_values)(int rows);
   int64_t kv_size;
 };
 
@@ -48,8 +52,9 @@ template <class T> void pack_q(const DgAttention& A, const Item& it, Tile& t, in
   const T* base = (const T*)A.q;
   for (int r = 0; r < t.rows; r++) {
     const T* p = base + (token0 + r / it.heads) * A.q_st + (it.first_head + r % it.heads) * A.q_sh;
-    float* d = t.q + (int64_t)(r / kTile) * kTile * A.dim + r % kTile;
-    for (int i = 0; i < A.dim; i++) d[i * kTile] = scalar(p[i * A.q_sd]);
+    float* d = t.thin ? t.q + (int64_t)r * A.dim : t.q + (int64_t)(r / kTile) * kTile * A.dim + r % kTile;
+    const int step = t.thin ? 1 : kTile;
+    for (int i = 0; i < A.dim; i++) d[i * step] = scalar(p[i * A.q_sd]);
   }
 }
 
@@ -187,14 +192,17 @@ inline void run_item(const DgAttention& A, const Convert& C, const Item& it, Til
       for (int i = 0; i < n; i++)
         kp[i] = kbase + (first + i) * A.k_sn * size, vp[i] = vbase + (first + i) * A.v_sn * size;
     }
-    C.pack_k(A, t, kp, n);
-    C.pack_v(A, t, vp, n);
-    const int vecs = (n + W - 1) / W;
-    for (int r = 0; r < t.rows; r += kTile) {
-      const int rows = t.rows - r < kTile ? t.rows - r : kTile;
+    if (!t.thin) {
+      C.pack_k(A, t, kp, n);
+      C.pack_v(A, t, vp, n);
+    }
+    const int vecs = (n + W - 1) / W, step = t.thin ? kThinTile : kTile;
+    for (int r = 0; r < t.rows; r += step) {
+      const int rows = t.rows - r < step ? t.rows - r : step;
       float* s = t.s + (int64_t)r * kKeys;
       float* o = t.o + (int64_t)r * t.dv_pad;
-      over_tile(rows, vecs, ScoresRun{t, t.q + (int64_t)r * A.dim, s, A.dim});
+      if (t.thin) C.thin_scores(rows)(t.q + (int64_t)r * A.dim, kp, n, A.dim, s, kKeys);
+      else over_tile(rows, vecs, ScoresRun{t, t.q + (int64_t)r * A.dim, s, A.dim});
       bool any = false;
       for (int i = 0; i < rows; i++) {
         const int64_t pos = pos0 + (r + i) / it.heads;
@@ -216,7 +224,8 @@ inline void run_item(const DgAttention& A, const Convert& C, const Item& it, Til
             store(at, load(at) * set1(f));
           }
       }
-      if (any) over_tile(rows, t.dv_pad / W, ValuesRun{t, s, o, n});
+      if (any && t.thin) C.thin_values(rows)(s, kKeys, vp, n, t.dv_pad, o);
+      else if (any) over_tile(rows, t.dv_pad / W, ValuesRun{t, s, o, n});
     }
   }
 }
@@ -261,6 +270,7 @@ inline void work(void* ctx, int64_t index) {
   Tile t;
   t.rows = it.queries * it.heads;
   t.dv_pad = (A.dim_v + W - 1) / W * W;
+  t.thin = t.rows <= kThin && job.convert->thin_scores && A.dim % W == 0 && A.dim_v % W == 0 && A.k_sd == 1 && A.v_sd == 1;
   const int64_t padded = (int64_t)(t.rows + kTile - 1) / kTile * kTile;
   const int64_t sizes[4] = {padded * A.dim, (int64_t)A.dim * kKeys, (int64_t)kKeys * t.dv_pad, padded * kKeys};
   float* at = (float*)dg_scratch(0, sizeof(float) * (sizes[0] + sizes[1] + sizes[2] + sizes[3] + padded * t.dv_pad + 5 * 16));
@@ -352,20 +362,21 @@ inline void attend(const DgAttention& A, const Convert& C) {
 
 template <class T> void set_q(Convert& c) { c.pack_q = pack_q<T>, c.put_row = put_row<T>; }
 template <class T> void set_kv(Convert& c) { c.pack_k = pack_k<T>, c.pack_v = pack_v<T>, c.kv_size = sizeof(T); }
+template <class T> void set_thin(Convert& c) { c.thin_scores = Thin<T>::scores, c.thin_values = Thin<T>::values; }
 
 void attention(const DgAttention* a) {
-  Convert c;
+  Convert c{};
   switch (a->q_dtype) {
     case DG_BF16: set_q<bf16>(c); break;
     case DG_F16: set_q<f16>(c); break;
     default: set_q<float>(c);
   }
   switch (a->kv_dtype) {
-    case DG_BF16: set_kv<bf16>(c); break;
-    case DG_F16: set_kv<f16>(c); break;
+    case DG_BF16: set_kv<bf16>(c), set_thin<bf16>(c); break;
+    case DG_F16: set_kv<f16>(c), set_thin<f16>(c); break;
     case DG_I8: set_kv<int8_t>(c); break;
     case DG_E4M3: set_kv<e4m3>(c); break;
-    default: set_kv<float>(c);
+    default: set_kv<float>(c), set_thin<float>(c);
   }
   attend(*a, c);
 }

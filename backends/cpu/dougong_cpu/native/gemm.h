@@ -10,27 +10,18 @@ namespace {
 template <int R, int NV, int RS, int KS, class Done>
 DG_INLINE void tile(const float* a, const float* b, int64_t ldb, int64_t k, Done done) {
   vf acc[R][NV];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) acc[r][v] = vf{};
+  each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { acc[r][v] = vf{}; }); });
   for (int64_t i = 0; i < k; i++) {
     vf bv[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) bv[v] = load(b + v * W);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      vf av = set1(a[r * RS]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) acc[r][v] = fma(av, bv[v], acc[r][v]);
-    }
+    each<NV>(DG_EACH(v) { bv[v] = load(b + v * W); });
+    each<R>(DG_EACH(r) {
+      const vf av = set1(a[r * RS]);
+      each<NV>(DG_EACH(v) { acc[r][v] = fma(av, bv[v], acc[r][v]); });
+    });
     a += KS;
     b += ldb;
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) done(r, v, acc[r][v]);
+  each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { done(r, v, acc[r][v]); }); });
 }
 
 }  // namespace

@@ -48,78 +48,64 @@ DG_INLINE int64_t panel_bytes(int format, int64_t k) {
   return 0;
 }
 
-// Decode one group of 32 inputs at columns [col, col + NV*W): use(i, w[NV]) for i in 0..31.
+// The input a decoded vector belongs to; its parity is known to the compiler and picks a chain of sums.
+template <int Odd> struct At {
+  static constexpr int odd = Odd;
+  int at;
+};
+
+template <int F> struct Stored { typedef int8_t type; };
+template <> struct Stored<DG_W_F32> { typedef float type; };
+template <> struct Stored<DG_W_F16> { typedef f16 type; };
+
+// Decode one group of 32 inputs at columns [col, col + NV*W): use(at, w[NV]) for at.at in 0..31.
 template <int F, int NV, class Use>
 DG_INLINE void decode(const char* panel, int64_t group, int col, Use use) {
   vf w[NV];
-  if (F == DG_W_F32) {
-    const float* p = (const float*)panel + group * kGroup * kPanel + col;
-    for (int i = 0; i < kGroup; i++) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) w[v] = load(p + i * kPanel + v * W);
-      use(i, w);
-    }
-  } else if (F == DG_W_F16) {
-    const f16* p = (const f16*)panel + group * kGroup * kPanel + col;
-    for (int i = 0; i < kGroup; i++) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) w[v] = load(p + i * kPanel + v * W);
-      use(i, w);
-    }
-  } else if (F == DG_W_BF16) {
+  if constexpr (F == DG_W_BF16) {
     const char* p = panel + group * kGroup * kPanel * 2 + col * 4;
     for (int i = 0; i < kGroup; i += 2) {
       vu x[NV];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) memcpy(&x[v], p + i * kPanel * 2 + v * W * 4, W * 4);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) w[v] = bits_f(x[v] << 16);
-      use(i, w);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) w[v] = bits_f(x[v] & 0xffff0000u);
-      use(i + 1, w);
+      each<NV>(DG_EACH(v) { memcpy(&x[v], p + i * kPanel * 2 + v * W * 4, W * 4); });
+      each<NV>(DG_EACH(v) { w[v] = bits_f(x[v] << 16); });
+      use(At<0>{i}, w);
+      each<NV>(DG_EACH(v) { w[v] = bits_f(x[v] & 0xffff0000u); });
+      use(At<1>{i + 1}, w);
     }
-  } else if (F == DG_W_I8_CHANNEL) {
-    const int8_t* p = (const int8_t*)panel + group * kGroup * kPanel + col;
-    for (int i = 0; i < kGroup; i++) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) w[v] = load(p + i * kPanel + v * W);
-      use(i, w);
-    }
-  } else if (F == DG_W_I8_GROUP) {
-    const char* g = panel + group * (kPanel * 2 + kGroup * kPanel);
-    const int8_t* p = (const int8_t*)(g + kPanel * 2) + col;
-    vf d[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) d[v] = load((const f16*)g + col + v * W);
-    for (int i = 0; i < kGroup; i++) {
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) w[v] = load(p + i * kPanel + v * W) * d[v];
-      use(i, w);
-    }
-  } else {
+  } else if constexpr (F == DG_W_I4_MIN || F == DG_W_I4_SYM) {
     constexpr bool minimum = F == DG_W_I4_MIN;
     constexpr int head = minimum ? kPanel * 4 : kPanel * 2;
     const char* g = panel + group * (head + kGroup * kPanel / 2);
     const vf lut = nibble_table(minimum ? 0 : 8);
     vf d[NV], m[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; v++) {
+    each<NV>(DG_EACH(v) {
       d[v] = load((const f16*)g + col + v * W);
       m[v] = minimum ? load((const f16*)g + kPanel + col + v * W) : W == 16 ? vf{} : d[v] * set1(-8.f);
-    }
+    });
     for (int i = 0; i < kGroup; i += 8) {
       vi x[NV];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) memcpy(&x[v], g + head + i * (kPanel / 2) + (col + v * W) * 4, W * 4);
-#pragma GCC unroll 8
-      for (int j = 0; j < 8; j++) {
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; v++)
+      each<NV>(DG_EACH(v) { memcpy(&x[v], g + head + i * (kPanel / 2) + (col + v * W) * 4, W * 4); });
+      each<8>(DG_EACH(j) {
+        each<NV>(DG_EACH(v) {
           w[v] = minimum || W != 16 ? fma(nibble(x[v], j, lut), d[v], m[v]) : nibble(x[v], j, lut) * d[v];
-        use(i + j, w);
-      }
+        });
+        use(At<decltype(j)::value % 2>{i + j}, w);
+      });
     }
+  } else {
+    typedef typename Stored<F>::type T;
+    const char* g = panel + group * (F == DG_W_I8_GROUP ? kPanel * 2 + kGroup * kPanel : kGroup * kPanel * (int)sizeof(T));
+    vf d[NV];
+    if (F == DG_W_I8_GROUP) each<NV>(DG_EACH(v) { d[v] = load((const f16*)g + col + v * W); });
+    const T* p = (const T*)(F == DG_W_I8_GROUP ? g + kPanel * 2 : g) + col;
+    for (int i = 0; i < kGroup; i += 2)
+      each<2>(DG_EACH(j) {
+        each<NV>(DG_EACH(v) {
+          w[v] = load(p + (i + j) * kPanel + v * W);
+          if (F == DG_W_I8_GROUP) w[v] *= d[v];
+        });
+        use(At<decltype(j)::value % 2>{i + j}, w);
+      });
   }
 }
 
@@ -160,30 +146,25 @@ template <int F, int R, int NV> void direct(const Product& p, const char* panel,
   constexpr int S = R * NV <= 4 ? 2 : 1;  // more chains where one per output would wait for the adder
   for (int col = 0; col < kPanel; col += NV * W) {
     vf acc[S][R][NV];
-#pragma GCC unroll 2
-    for (int s = 0; s < S; s++)
-#pragma GCC unroll 16
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; v++) acc[s][r][v] = vf{};
+    each<S>(DG_EACH(c) { each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { acc[c][r][v] = vf{}; }); }); });
     const float* x = xt;
     for (int64_t g = 0; g < p.k_pad / kGroup; g++, x += kGroup * R)
-      decode<F, NV>(panel, g, col, [&](int i, const vf* w) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-          const vf xv = set1(x[i * R + r]);
-#pragma GCC unroll 8
-          for (int v = 0; v < NV; v++) acc[S == 2 ? i & 1 : 0][r][v] = fma(xv, w[v], acc[S == 2 ? i & 1 : 0][r][v]);
-        }
+      decode<F, NV>(panel, g, col, [&](auto i, const vf* w) __attribute__((always_inline)) {
+        each<R>(DG_EACH(r) {
+          const vf xv = set1(x[i.at * R + r]);
+          each<NV>(DG_EACH(v) {
+            vf& sum = acc[S == 2 ? decltype(i)::odd : 0][r][v];
+            sum = fma(xv, w[v], sum);
+          });
+        });
       });
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; v++) {
+    each<R>(DG_EACH(r) {
+      each<NV>(DG_EACH(v) {
         vf y = S == 2 ? acc[0][r][v] + acc[S - 1][r][v] : acc[0][r][v];
         if (F == DG_W_I8_CHANNEL) y *= load(channel_scale(p, panel) + col + v * W);
         store(out + r * kPanel + col + v * W, y);
-      }
+      });
+    });
   }
 }
 
@@ -199,8 +180,8 @@ template <int F> void unpack_panel(const Product& p, const char* panel, float* o
       vf scale[2];
       for (int v = 0; v < 2; v++)
         scale[v] = F == DG_W_I8_CHANNEL ? load(channel_scale(p, panel) + col + v * W) : set1(1.f);
-      decode<F, 2>(panel, g, col, [&](int i, const vf* w) __attribute__((always_inline)) {
-        float* at = out + (g * kGroup + i) * kPanel + col;
+      decode<F, 2>(panel, g, col, [&](auto i, const vf* w) __attribute__((always_inline)) {
+        float* at = out + (g * kGroup + i.at) * kPanel + col;
         store(at, F == DG_W_I8_CHANNEL ? w[0] * scale[0] : w[0]);
         store(at + W, F == DG_W_I8_CHANNEL ? w[1] * scale[1] : w[1]);
       });
@@ -208,11 +189,9 @@ template <int F> void unpack_panel(const Product& p, const char* panel, float* o
 }
 
 // The tile heights there is code for.
-DG_INLINE int tile_height(int64_t rows) {
-  static const int heights[] = {1, 2, 4, 6, 8, 12};
-  for (int h : heights)
-    if (rows <= h) return h;
-  return 12;
+DG_INLINE int tile_height(int64_t rows, bool dense) {
+  if (dense) return rows <= 4 ? 4 : rows <= 6 ? 6 : rows <= 8 ? 8 : 12;
+  return rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : rows <= 8 ? 8 : 12;
 }
 
 template <int F> void product_panel(void* ctx, int64_t index) {
@@ -227,7 +206,6 @@ template <int F> void product_panel(void* ctx, int64_t index) {
       case 2: direct<F, 2, NV>(p, panel, x, out); break;
       case 4: direct<F, 4, NV>(p, panel, x, out); break;
 #if defined(__AVX512F__) || defined(__aarch64__)
-      case 6: direct<F, 6, 2>(p, panel, x, out); break;
       case 8: direct<F, 8, 2>(p, panel, x, out); break;
       case 12: direct<F, 12, 2>(p, panel, x, out); break;
 #endif
@@ -280,10 +258,10 @@ void linear(const DgLinear* a) {
   p.k_pad = ((int64_t)a->k + kGroup - 1) / kGroup * kGroup;
   p.panel = panel_bytes(a->format, p.k_pad);
   if (a->m <= kDirect) {
-    p.tile_rows = tile_height(a->m);
+    p.tile_rows = tile_height(a->m, false);
   } else {
     const int64_t tiles = ((int64_t)a->m + kDense - 1) / kDense;
-    p.tile_rows = tile_height((a->m + tiles - 1) / tiles);
+    p.tile_rows = tile_height((a->m + tiles - 1) / tiles, true);
   }
   const int64_t rows = ((int64_t)a->m + p.tile_rows - 1) / p.tile_rows * p.tile_rows;
   float* x = (float*)dg_scratch(1, sizeof(float) * rows * p.k_pad);

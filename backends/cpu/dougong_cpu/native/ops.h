@@ -22,11 +22,13 @@ template <class T> DG_INLINE void store_at(T* p, int64_t i, int64_t n, vf x) {
   else store_n(p + i, x, (int)(n - i));
 }
 
+// Functions are kept out of line on purpose: inlined into every pair of dtypes they take a minute to compile.
+
 // ---- RMS norm -----------------------------------------------------------------------------------------
 
 // y = x / rms(x), times (1 + w) in float32 (offset) or rounded first and then times w.
 template <class T, class Wt>
-DG_INLINE void norm_row(const T* x, const Wt* w, T* y, int64_t n, float eps, float offset, bool round_first) {
+inline __attribute__((noinline)) void norm_row(const T* x, const Wt* w, T* y, int64_t n, float eps, float offset, bool round_first) {
   vf s0{}, s1{};
   int64_t i = 0;
   for (; i + 2 * W <= n; i += 2 * W) {
@@ -56,7 +58,7 @@ template <class T, class Wt> void norm_rows(const DgNorm& a) {
       for (int64_t i = 0; i < a.n; i += W) store_at(total, i, a.n, load_at(x, i, a.n) + load_at(in, i, a.n));
       x = total;
     }
-    norm_row<T, Wt>(x, (const Wt*)a.w, (T*)a.y + row * a.y_st, a.n, a.eps, (float)a.offset, a.round_first);
+    norm_row<T, Wt>(x, (const Wt*)a.w, (T*)a.y + row * a.y_st, a.n, a.eps, a.offset, a.offset == 0.f);
   }
 }
 
@@ -102,7 +104,7 @@ void gated(const void* x, int64_t x_st, void* y, int64_t y_st, int32_t rows, int
 
 // Element strides of 1 take whole vectors; a scale divides, as the reference does.
 template <class T, class C>
-DG_INLINE void write_row(const T* from, C* to, int64_t to_sd, int dim, const float* scale) {
+inline __attribute__((noinline)) void write_row(const T* from, C* to, int64_t to_sd, int dim, const float* scale) {
   for (int d = 0; d < dim; d += W) {
     vf x = load_at(from, d, dim);
     if (scale) x = x / set1(*scale);
@@ -112,7 +114,7 @@ DG_INLINE void write_row(const T* from, C* to, int64_t to_sd, int dim, const flo
   }
 }
 
-template <class T, class C> DG_INLINE void write_token(const DgWrite& a, int64_t t, const T* k, const T* v) {
+template <class T, class C> inline __attribute__((noinline)) void write_token(const DgWrite& a, int64_t t, const T* k, const T* v) {
   const int64_t slot = a.slots[t], block = slot / a.block, place = slot % a.block;
   C* kc = (C*)a.k_cache + block * a.kc_sb + place * a.kc_sn;
   C* vc = (C*)a.v_cache + block * a.vc_sb + place * a.vc_sn;
@@ -147,7 +149,7 @@ void write_cache(const DgWrite* a) {
 
 // Rotate one head: pairs (i, i + half), or (2i, 2i + 1) when interleaved. In place is allowed.
 template <class T>
-DG_INLINE void rotate(const T* x, T* y, int dim, int rot, bool interleaved, const float* cos, const float* sin) {
+inline __attribute__((noinline)) void rotate(const T* x, T* y, int dim, int rot, bool interleaved, const float* cos, const float* sin) {
   const int half = rot / 2;
   if (!interleaved) {
     for (int i = 0; i < half; i += W) {
@@ -167,10 +169,12 @@ DG_INLINE void rotate(const T* x, T* y, int dim, int rot, bool interleaved, cons
 }
 
 template <class T>
-DG_INLINE void head(const DgRope& a, const T* x, T* y, const void* weight, const float* cos, const float* sin) {
+inline __attribute__((noinline)) void head(const DgRope& a, const T* x, T* y, const void* weight, const float* cos, const float* sin) {
   const int dim = a.write.dim;
   if (weight) {
-    norm_row<T, T>(x, (const T*)weight, y, dim, a.eps, (float)a.norm_offset, a.norm_offset == 0);
+    const float offset = a.norm_offset;
+    if (a.norm_dtype == DG_F32) norm_row(x, (const float*)weight, y, dim, a.eps, offset, offset == 0);
+    else norm_row(x, (const T*)weight, y, dim, a.eps, offset, offset == 0);
     x = y;
   }
   if (cos) rotate(x, y, dim, a.rotary_dim, a.interleaved, cos, sin);

@@ -42,8 +42,33 @@ struct bf16 { uint16_t bits; };
 struct f16 { uint16_t bits; };
 struct e4m3 { uint8_t bits; };
 
-DG_INLINE vf set1(float x) { return vf{} + x; }
+// Not `vf{} + x`: adding zero is an instruction of its own, since it turns -0 into 0.
+DG_INLINE vf set1(float x) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_set1_ps(x);
+#elif defined(__x86_64__)
+  return _mm_set1_ps(x);
+#elif defined(__aarch64__)
+  return vdupq_n_f32(x);
+#else
+  return vf{x, x, x, x};
+#endif
+}
 DG_INLINE vi set1i(int32_t x) { return vi{} + x; }
+
+// Run f(std::integral_constant-like index) for 0 … N-1, unrolled by the front end: arrays indexed by it become registers.
+template <int I> struct Index {
+  static constexpr int value = I;
+  constexpr operator int() const { return I; }
+};
+template <int... I> struct seq {};
+template <int N, int... I> struct make_seq : make_seq<N - 1, N - 1, I...> {};
+template <int... I> struct make_seq<0, I...> { typedef seq<I...> type; };
+template <class F, int... I> DG_INLINE void each_in(F&& f, seq<I...>) { (f(Index<I>{}), ...); }
+template <int N, class F> DG_INLINE void each(F&& f) { each_in(f, typename make_seq<N>::type{}); }
+#define DG_EACH(i) [&](auto i) __attribute__((always_inline))
 DG_INLINE vf bits_f(vi x) { vf r; memcpy(&r, &x, sizeof r); return r; }
 DG_INLINE vf bits_f(vu x) { vf r; memcpy(&r, &x, sizeof r); return r; }
 DG_INLINE vi bits_i(vf x) { vi r; memcpy(&r, &x, sizeof r); return r; }
@@ -299,9 +324,6 @@ DG_INLINE vf vtanh(vf x) {
 }
 
 // In-place transpose of W vectors of W lanes: log2(W) rounds of the perfect shuffle.
-template <int... I> struct seq {};
-template <int N, int... I> struct make_seq : make_seq<N - 1, N - 1, I...> {};
-template <int... I> struct make_seq<0, I...> { typedef seq<I...> type; };
 #if defined(__clang__)
 template <int... I> DG_INLINE vf zip_lo(vf a, vf b, seq<I...>) {
   return __builtin_shufflevector(a, b, (I % 2 ? W + I / 2 : I / 2)...);
