@@ -1,0 +1,48 @@
+"""dougong's scheduler and KV manager under another framework's loop. No torch, no model: a runner of 40 lines.
+
+The "device" is a dictionary from slots to tokens; the "model" adds up all tokens that a position sees.
+"""
+
+from dougong.kv import GroupSpec, KVCacheManager
+from dougong.scheduling import Request, Scheduler, SchedulerConfig, StepPlan
+from dougong.types import SamplingParams
+
+BLOCK = 4
+kv = KVCacheManager([GroupSpec(block_size=BLOCK, num_blocks=16)])
+scheduler = Scheduler(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16, max_model_len=48), kv)
+tables: dict[int, list[int]] = {}  # seat -> block table, kept up to date from what plans report
+cache: dict[int, int] = {}  # slot -> token, in place of K and V
+
+
+def run(plan: StepPlan) -> list[int]:
+    for seat, _group, first, ids in plan.new_blocks:
+        tables.setdefault(seat, [])[first:] = ids
+    for _group, source, target in plan.copies:
+        cache.update({target * BLOCK + i: cache.get(source * BLOCK + i, 0) for i in range(BLOCK)})
+    sampled = []
+    for request, start, count in zip(plan.requests, plan.starts, plan.num_tokens):
+        slots = [tables[request.batch_index][p // BLOCK] * BLOCK + p % BLOCK for p in range(start + count)]
+        for position, token in enumerate(request.token_slice(start, start + count), start):
+            cache[slots[position]] = token
+        sampled.append(sum(cache[slot] for slot in slots) % 100)
+    return sampled
+
+
+question = [3, 1, 4, 1, 5, 9, 2, 6]
+first = Request("a", question, SamplingParams(max_tokens=5))
+requests = [first, first.sibling("b"), Request("c", [*question, 5, 3], SamplingParams(max_tokens=3))]
+for request in requests:
+    scheduler.add(request)
+
+while scheduler.has_work:
+    plan = scheduler.schedule()
+    assert plan is not None
+    for request, token, reason in scheduler.commit(plan, run(plan)):
+        print(request.request_id, token, reason or "")
+
+want = [sum(question) % 100]
+while len(want) < 5:
+    want.append((sum(question) + sum(want)) % 100)
+assert [r.output_token_ids for r in requests[:2]] == [want, want]
+assert [r.num_cached_tokens for r in requests] == [0, 7, 0]
+kv.check_integrity([])
