@@ -9,21 +9,25 @@ _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it to |x| < 2**22 leave
 @triton.jit
 def quantize(x, scale, KIND: tl.constexpr):
     """float32 -> the cache's element. KIND 0: no change; 1: int8; 2: e4m3 as a byte. Saturates, rounds ties to even."""
+    # One return: the compiler visits what follows a return in a branch, and then finds two types.
     if KIND == 0:
-        return x
-    y = tl.div_rn(x, scale)
-    if KIND == 1:
-        y = tl.minimum(tl.maximum(y, -127.0), 127.0)
-        return ((y + _ROUND) - _ROUND).to(tl.int8)
-    bad = y != y
-    a = tl.minimum(tl.abs(y), 448.0)
-    bits = a.to(tl.int32, bitcast=True)
-    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960
-    small = ((a * 512.0 + _ROUND) - _ROUND).to(tl.int32)
-    code = tl.where(a < 0.015625, small, normal)
-    code = tl.where(bad, 0x7F, code)
-    sign = (y.to(tl.int32, bitcast=True) >> 24) & 0x80
-    return (code | sign).to(tl.uint8)
+        out = x
+    else:
+        y = tl.div_rn(x, scale)
+        if KIND == 1:
+            y = tl.minimum(tl.maximum(y, -127.0), 127.0)
+            out = ((y + _ROUND) - _ROUND).to(tl.int8)
+        else:
+            bad = y != y
+            a = tl.minimum(tl.abs(y), 448.0)
+            bits = a.to(tl.int32, bitcast=True)
+            normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960
+            small = ((a * 512.0 + _ROUND) - _ROUND).to(tl.int32)
+            code = tl.where(a < 0.015625, small, normal)
+            code = tl.where(bad, 0x7F, code)
+            sign = (y.to(tl.int32, bitcast=True) >> 24) & 0x80
+            out = (code | sign).to(tl.uint8)
+    return out
 
 
 @triton.jit
