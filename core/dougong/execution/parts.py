@@ -21,6 +21,7 @@ from dougong.execution.memory import (
     metered_budget,
     size_pools,
 )
+from dougong.execution.parallel import Ranks
 from dougong.execution.persistent_batch import PersistentBatch
 from dougong.execution.profile import largest_step
 from dougong.execution.sampler import Sampler
@@ -37,12 +38,10 @@ from dougong.hal import (
     Limits,
     OpTable,
     Plan,
-    SingleRank,
-    open_backend,
 )
 from dougong.kv import GroupSpec
 from dougong.models import CausalLM, LoadedModel, StepContext, load_model
-from dougong.plugins import Plugins, load_plugins
+from dougong.plugins import Plugins
 
 __all__ = ["RunnerParts", "assemble"]
 
@@ -98,23 +97,20 @@ class RunnerParts:
 
 def assemble(
     config: EngineConfig,
+    backend: Backend,
+    ranks: Ranks,
     *,
     plugins: Plugins | None = None,
-    collectives: Collectives | None = None,
-    backend: Backend | None = None,
     model: LoadedModel | None = None,
 ) -> RunnerParts:
-    """Open, load, choose, size and allocate, in this order.
+    """Load, choose, size and allocate, in this order.
 
     Raises:
         DougongError: whatever stops the start; the message says what to do.
     """
-    if backend is None:
-        plugins = load_plugins() if plugins is None else plugins
-        backend = open_backend(config.backend, index=config.device_index, plugins=plugins)
-    ranks = SingleRank() if collectives is None else collectives
+    collectives = ranks.collectives
     if model is None:
-        model = load_model(config, backend, plugins=plugins, collectives=ranks)
+        model = load_model(config, backend, plugins=plugins, collectives=collectives)
     device = backend.device
     with torch.inference_mode():
         step_tokens = _step_tokens(config, device, model.max_len)
@@ -130,7 +126,7 @@ def assemble(
             for layer in group.layers:
                 attentions[layer].bind(group.index)
         ops = backend.op_table(model.dtype, groups[0].layout)
-        sizes = _graph_sizes(config, device, model.model, chosen, min(step_tokens, model.max_len), ranks)
+        sizes = _graph_sizes(config, device, model.model, chosen, min(step_tokens, model.max_len), collectives)
         demand = CacheDemand(
             max_model_len=model.max_len,
             max_num_seqs=config.max_num_seqs,
@@ -143,25 +139,27 @@ def assemble(
             if not has_meter(device):
                 return host_budget(device, config)
             step = largest_step(
-                model.model, chosen, ops, device, ranks,
+                model.model, chosen, ops,
+                device,
+                collectives,
                 rows=config.max_num_seqs, tokens=step_tokens, max_len=demand.max_model_len,
             )  # fmt: skip
             reserve = (device.memory().total // 50) if sizes[0] else 0
             return metered_budget(device, config, step, reserve)
 
         specs, max_len = size_pools(groups, demand, config, budget)
-        specs = _agree(specs, ranks)
+        specs, max_len = _agree(specs, max_len, ranks)
         if max_len < demand.max_model_len:
             log.warning("max_model_len is %d: the KV cache holds no longer request", max_len)
         caches = allocate(device, groups, specs)
-        return _finish(config, backend, model, ranks, chosen, ops, sizes, specs, caches, max_len, step_tokens)
+        return _finish(config, backend, model, collectives, chosen, ops, sizes, specs, caches, max_len, step_tokens)
 
 
 def _finish(
     config: EngineConfig,
     backend: Backend,
     model: LoadedModel,
-    ranks: Collectives,
+    collectives: Collectives,
     chosen: tuple[GroupChoice, ...],
     ops: OpTable,
     sizes: tuple[tuple[int, ...], tuple[int, ...]],
@@ -204,12 +202,12 @@ def _finish(
         choices=choices,
         groups=groups,
         group_specs=specs,
-        context=StepContext(ops, kernels, [kernel.new_plan() for kernel in kernels], caches, ranks),
+        context=StepContext(ops, kernels, [kernel.new_plan() for kernel in kernels], caches, collectives),
         batch=batch,
         transfer=transfer,
         state=state,
         sampler=Sampler(ops, state, batch.last_token),
-        collectives=ranks,
+        collectives=collectives,
     )
     if sizes[0] or sizes[1]:
         assert device.graphs is not None
@@ -253,10 +251,10 @@ def _graph_sizes(
     model: CausalLM,
     chosen: tuple[GroupChoice, ...],
     most: int,
-    ranks: Collectives,
+    collectives: Collectives,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(decode batch sizes, token counts of mixed batches up to ``most``) to capture; empty without graphs."""
-    safe = all(one.choice.spec.graph != "none" for one in chosen) and model.capturable and ranks.capturable
+    safe = all(one.choice.spec.graph != "none" for one in chosen) and model.capturable and collectives.capturable
     if config.enforce_eager or device.graphs is None or not safe:
         return (), ()
     budget = device.graphs.budget(len(model.attentions))
@@ -273,17 +271,16 @@ def _largest_padding(decode: tuple[int, ...], mixed: tuple[int, ...]) -> int:
     )
 
 
-def _agree(specs: list[GroupSpec], ranks: Collectives) -> list[GroupSpec]:
+def _agree(specs: list[GroupSpec], max_len: int, ranks: Ranks) -> tuple[list[GroupSpec], int]:
     """Every rank has as many blocks as the one with the fewest."""
-    if ranks.size == 1:
-        return specs
-    counts = ranks.smallest([spec.num_blocks for spec in specs])  # type: ignore[attr-defined]
-    return [
+    max_len, *counts = ranks.smallest([max_len, *(spec.num_blocks for spec in specs)])
+    agreed = [
         GroupSpec(
             block_size=spec.block_size, num_blocks=count, num_scratch_blocks=spec.num_scratch_blocks, window=spec.window
         )
         for spec, count in zip(specs, counts)
     ]
+    return agreed, max_len
 
 
 def _describe(group: KVGroup) -> str:

@@ -14,6 +14,7 @@ from dougong.errors import NumericalError
 from dougong.execution.delta import DeltaReader, StepDelta
 from dougong.execution.graphs import GraphKey
 from dougong.execution.logprobs import PromptLogprobs, unpack
+from dougong.execution.parallel import WARM_UP, open_ranks
 from dougong.execution.parts import RunnerParts, assemble
 from dougong.execution.persistent_batch import StagedStep
 from dougong.execution.result import PendingStep, StepResult
@@ -54,9 +55,8 @@ class ModelRunner:
         model: LoadedModel | None = None,
     ) -> None:
         self.config = config
-        self._parts: RunnerParts = assemble(
-            config, plugins=plugins, collectives=collectives, backend=backend, model=model
-        )
+        self._ranks, backend = open_ranks(config, plugins, backend, collectives)
+        self._parts: RunnerParts = assemble(config, backend, self._ranks, plugins=plugins, model=model)
         parts = self._parts
         self.backend = parts.backend
         self.model = parts.model
@@ -70,13 +70,31 @@ class ModelRunner:
         self.choices: dict[str, Choice] = parts.choices
         self._reader = DeltaReader(config.max_num_seqs, len(self.groups), config.seed)
         self._closed = False
+        if self._ranks.served:
+            self.follow()
+            raise SystemExit(0)
 
     # -- steps -------------------------------------------------------------------------------------------
 
     def execute(self, plan: StepPlan) -> PendingStep:
         """Enqueue a step; does not wait for the device. Called once per plan, right after it was made, in order."""
         started = perf_counter()
-        return self.run(self._reader.read(plan), started)
+        delta = self._reader.read(plan)
+        if not self._ranks.alone:
+            self._ranks.send(delta)
+        return self.run(delta, started)
+
+    def follow(self) -> None:
+        """On a rank other than 0: run the steps that rank 0 sends, until it closes."""
+        while True:
+            message = self._ranks.receive()
+            if isinstance(message, StepDelta):
+                self.run(message)
+            elif message == WARM_UP:
+                self._warm_up()
+            else:
+                break
+        self.close()
 
     @torch.inference_mode()
     def run(self, delta: StepDelta, started: float | None = None) -> PendingStep:
@@ -230,6 +248,11 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run and capture every graph size, the largest first, so that no request waits for it."""
+        if not self._ranks.alone:
+            self._ranks.send(WARM_UP)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
         graphs = self._parts.graphs
         if graphs is None:
             return
@@ -255,6 +278,7 @@ class ModelRunner:
         self._closed = True
         self.backend.device.synchronize()
         self._parts.release()
+        self._ranks.close()
 
 
 def _resolve(token_ids: torch.Tensor, last_token: torch.Tensor) -> torch.Tensor:
