@@ -33,6 +33,7 @@ def largest_step(
     they do not count as activations.
     """
     where = device.torch_device
+    tokens = min(tokens, rows * max_len)  # what the scheduler may give: kernels' plans hold no more rows
     each = min(max_len, tokens)
     lengths = [each] * (tokens // each) + ([tokens % each] if tokens % each else [])
     caches, views = {}, []
