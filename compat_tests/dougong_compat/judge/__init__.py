@@ -1,0 +1,1 @@
+"""The parent's half: what an answer is worth. Only this half knows the oracle."""

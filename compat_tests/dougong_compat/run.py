@@ -1,0 +1,117 @@
+"""Running cases against a backend: answers to outcomes."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dougong_compat.case import Case
+from dougong_compat.judge import kinds
+from dougong_compat.manifest import Manifest
+from dougong_compat.outcome import Judgement, Outcome, Result
+from dougong_compat.pool import Answer, Worker
+from dougong_compat.resolve import Resolver
+from dougong_compat.tolerance import CLASSES
+
+__all__ = ["Runner"]
+
+#: Capabilities that no query shows to `supports`: a kernel can refuse them only when it meets them.
+_LATE = ("cache:", "host_lengths_absent")
+
+
+@dataclass
+class Runner:
+    """Judges a worker's answers under a manifest."""
+
+    worker: Worker
+    manifest: Manifest
+    today: datetime.date
+
+    def __post_init__(self) -> None:
+        self.resolver = Resolver(self.worker.facts, self.manifest)
+        self.tolerance = CLASSES[self.manifest.tolerance]
+
+    def run(self, cases: Sequence[Case], progress: Callable[[Result], None] | None = None) -> Iterator[Result]:
+        """One result per case, in order. No case is run twice."""
+        declared = [case.mandatory or not self.manifest.undeclared(case.needs) for case in cases]
+        requests = [
+            self.resolver.request(case, declared=known) for case, known in zip(cases, declared, strict=True)
+        ]
+        answers = self.worker.ask(requests)
+        for case, known, request in zip(cases, declared, requests, strict=True):
+            started = time.perf_counter()
+            answer = next(answers)
+            result = self.judge(case, known, request, answer)
+            result.seconds = float(answer.message.get("seconds", time.perf_counter() - started))
+            if progress is not None:
+                progress(result)
+            yield result
+
+    def judge(self, case: Case, declared: bool, request: dict, answer: Answer) -> Result:  # type: ignore[type-arg]
+        """The outcome of one answer, by the honesty rules."""
+        result = Result(case.id, case.level, Outcome.PASS, seed=request["seed"], entry=case.entry, link=case.link)
+        missing = [] if declared else self.manifest.undeclared(case.needs)
+        message = answer.message
+        result.provider = str(message.get("provider", ""))
+        if answer.fate != "answered":
+            result.outcome = Outcome.CRASH if answer.fate == "crash" else Outcome.TIMEOUT
+            result.message = answer.detail
+        elif "skipped" in message:
+            result.outcome, result.message = Outcome.UNSUPPORTED, f"skipped by the suite: {message['skipped']}"
+        elif "refused" in message:
+            self._refused(result, case, declared, str(message["refused"]))
+        elif "error" in message:
+            self._raised(result, case, declared, missing, message)
+        else:
+            self._computed(result, missing, request, answer)
+        return self._waive(result)
+
+    def _refused(self, result: Result, case: Case, declared: bool, reason: str) -> None:
+        if not declared:
+            result.outcome, result.message = Outcome.UNSUPPORTED, reason
+            return
+        what = "mandatory" if case.mandatory else "declared"
+        result.outcome, result.message = Outcome.FAIL, f"{what}, and refused: {reason}"
+
+    def _raised(self, result: Result, case: Case, declared: bool, missing: list[str], message: dict) -> None:  # type: ignore[type-arg]
+        text = str(message["error"])
+        if declared:
+            result.outcome, result.message = Outcome.FAIL, f"declared, and raised {text}"
+        elif any(need.startswith(_LATE) for need in missing) and message.get("error_type") in (
+            "NotImplementedError", "ValueError", "RuntimeError", "KernelSelectionError", "AssertionError",
+        ):  # fmt: skip
+            result.outcome, result.message = Outcome.UNSUPPORTED, f"refused when run: {text}"
+        else:
+            result.outcome = Outcome.ERROR
+            result.message = f"not declared ({', '.join(missing)}), not refused, and raised {text}"
+
+    def _computed(self, result: Result, missing: list[str], request: dict, answer: Answer) -> None:  # type: ignore[type-arg]
+        findings = [str(text) for text in answer.message.get("findings", ())]
+        try:
+            verdict = kinds.find(request["kind"])(request, answer.message, answer.tensors, self.tolerance)
+        except Exception as error:  # an answer so wrong that it cannot be compared
+            verdict = Judgement(False, f"the answer cannot be judged: {type(error).__name__}: {error}")
+        result.margin = verdict.margin
+        if findings or not verdict.ok:
+            result.outcome = Outcome.FAIL
+            result.message = "; ".join([*findings, verdict.message] if not verdict.ok else findings)
+            if missing:
+                result.message = f"not declared ({', '.join(missing)}), not refused, and wrong: {result.message}"
+        elif missing:
+            result.warnings.append(f"does what it does not declare: {', '.join(missing)}")
+        if answer.message.get("warnings"):
+            result.warnings += [str(text) for text in answer.message["warnings"]]
+
+    def _waive(self, result: Result) -> Result:
+        waiver = self.manifest.waiver(result.case_id, self.today)
+        if waiver is None:
+            return result
+        if result.outcome is Outcome.PASS:
+            result.outcome = Outcome.XPASS
+            result.message = f"waived for {waiver.issue}, and passes: remove the waiver"
+        elif result.outcome.bad:
+            result.outcome = Outcome.WAIVED
+            result.message = f"{waiver.issue}: {result.message}"
+        return result

@@ -1,0 +1,80 @@
+"""The worker process: opens a backend, answers cases one by one. Knows no oracle.
+
+Started by ``pool`` as ``python -m dougong_compat.worker FD``; frames go over that socket, so that what a backend
+prints cannot be taken for an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from dougong_compat.wire import Closed, receive, send
+
+__all__ = ["answer", "main"]
+
+
+def answer(context: Any, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Execute one case; every exception becomes part of the answer."""
+    from dougong_compat.execute import kinds
+    from dougong_compat.execute.context import Refused
+    from dougong_compat.harness.cachemaker import CannotAllocate
+
+    started = time.perf_counter()
+    tensors: dict[str, torch.Tensor] = {}
+    message: dict[str, Any] = {"id": request["id"], "findings": []}
+    try:
+        execute = kinds.find(request["kind"])
+        execute(context, request, message, tensors)
+    except Refused as error:
+        message["refused"] = str(error)[:600]
+    except CannotAllocate as error:
+        message["skipped"] = str(error)[:300]
+    except Exception as error:
+        message["error"] = f"{type(error).__name__}: {error}"[:800]
+        message["error_type"] = type(error).__name__
+        message["trace"] = traceback.format_exc()[-3000:]
+        tensors = {}
+    message["seconds"] = time.perf_counter() - started
+    return message, tensors
+
+
+def main(fd: int) -> None:
+    """Serve requests until the parent closes the socket."""
+    torch.set_num_threads(int(os.environ.get("DOUGONG_COMPAT_THREADS", "1")))
+    parent = socket.socket(fileno=fd)
+    contexts: dict[str, Any] = {}
+    context: Any = None
+    while True:
+        try:
+            request, _ = receive(parent)
+        except Closed:
+            return
+        if request["do"] == "stop":
+            return
+        if request["do"] == "open":
+            try:
+                key = f"{request['backend']}|{request['plugins']}|{request['mutant']}"
+                if key not in contexts:
+                    from dougong_compat.execute.context import open_context
+
+                    contexts.clear()
+                    contexts[key] = open_context(request["backend"], request["plugins"], request["mutant"])
+                context = contexts[key]
+                send(parent, {"facts": context.facts()})
+            except Exception as error:
+                send(parent, {"open_error": f"{error}", "type": type(error).__name__})
+            continue
+        for case in request["cases"]:
+            message, tensors = answer(context, case)
+            send(parent, message, tensors)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
