@@ -59,7 +59,7 @@ setup: $(VENV)/.dev  ## Make .venv with everything for development
 
 # ----------------------------------------------------------------------------------------------- what it does
 demo: $(VENV)/.demo  ## Ask a real model a question, on this machine
-	@$(VENV)/bin/dougong generate "$(PROMPT)"
+	@$(VENV)/bin/dougong generate --chat "$(PROMPT)"
 
 # ----------------------------------------------------------------------------------------------------- checks
 lint: $(VENV)/.dev  ## ruff: rules and format

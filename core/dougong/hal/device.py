@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from dougong.hal.cache import LayerCache, allocate_cache
+from dougong.hal.collectives import Collectives
 from dougong.hal.group import KVGroup
 
 if TYPE_CHECKING:
@@ -83,6 +84,10 @@ class Device(ABC):
     def empty_cache(self, group: KVGroup, blocks: int) -> LayerCache:
         """An uninitialised cache of ``blocks`` kernel blocks for one layer of ``group``."""
         return allocate_cache(group.spec, group.layout, blocks, group.kernel_block, self.torch_device)
+
+    def collectives(self, group: Any = None) -> Collectives:
+        """Communication with the other ranks of ``group`` (a torch.distributed group; None: all ranks)."""
+        return Collectives(group)
 
     def facts(self) -> dict[str, Any]:
         """What ``dougong doctor`` shows: driver, toolkit, compute capability, instruction set …"""
