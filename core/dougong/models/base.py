@@ -13,7 +13,7 @@ from dougong.hal import Choice
 from dougong.models.build import Builder
 from dougong.models.config import ModelConfig
 from dougong.models.context import StepContext
-from dougong.models.layers.attention import Attention
+from dougong.models.layers.attention import AttentionLayer
 from dougong.models.weights import WeightSource, WeightSpec
 
 __all__ = ["CausalLM", "Loadable"]
@@ -35,7 +35,7 @@ class CausalLM(nn.Module):
     """
 
     config: ModelConfig
-    attentions: list[Attention]
+    attentions: list[AttentionLayer]
     choices: dict[str, Choice]
     """What the matrix products run on, by format."""
 

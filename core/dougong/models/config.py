@@ -236,7 +236,7 @@ def _ropes(config: Any, head_dim: int) -> dict[str, RopeConfig]:
 
 
 def _max_positions(config: Any, ropes: Mapping[str, RopeConfig]) -> int:
-    """The config's bound; linear and dynamic scaling stretch it, while the other kinds' configs name the stretched one."""
+    """The config's bound; linear and dynamic scaling stretch it, other kinds' configs name the stretched one."""
     bound = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
     rope = ropes.get("full_attention")
     if rope is not None and rope.type in ("linear", "dynamic"):

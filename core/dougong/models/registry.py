@@ -48,7 +48,8 @@ def find_model(config: ModelConfig, plugins: Plugins | None = None) -> type[Caus
                 found = resolve_target(spec.target)
             except (ImportError, AttributeError) as error:
                 raise PluginAnswerError(
-                    f"plugin {plugin!r} offers {config.architecture} as {spec.target}, which cannot be imported: {error}",
+                    f"plugin {plugin!r} offers {config.architecture} as {spec.target}, which cannot be "
+                    f"imported: {error}",
                     plugin=plugin,
                 ) from error
             if not (isinstance(found, type) and issubclass(found, CausalLM)):

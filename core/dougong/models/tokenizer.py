@@ -30,15 +30,15 @@ def get_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelLoadError(
-            f"no tokenizer can be loaded from {folder}: {type(error).__name__}: {error}. Name another with tokenizer=, or "
-            "work with token ids (skip_tokenizer_init=True)."
+            f"no tokenizer can be loaded from {folder}: {type(error).__name__}: {error}. Name another with tokenizer=, "
+            "or work with token ids (skip_tokenizer_init=True)."
         ) from error
     if vocab_size is not None and len(tokenizer) > vocab_size:
         vocabulary = tokenizer.get_vocab()
         beyond = [token for token, index in vocabulary.items() if index >= vocab_size]
         if beyond:
             raise ModelLoadError(
-                f"the tokenizer in {folder} has {len(beyond)} tokens with ids the model does not have ({vocab_size} in its "
-                f"vocabulary; e.g. {beyond[0]!r}); it belongs to another model."
+                f"the tokenizer in {folder} has {len(beyond)} tokens with ids the model does not have ({vocab_size} in "
+                f"its vocabulary; e.g. {beyond[0]!r}); it belongs to another model."
             )
     return tokenizer

@@ -1,8 +1,9 @@
-"""The decoder that the native families share: pre-norm attention and gated feed-forward, residual carried in the norms."""
+"""The decoder that native families share: pre-norm attention and gated feed-forward, residual carried in the norms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
@@ -17,7 +18,11 @@ from dougong.models.layers.norm import RMSNorm
 
 __all__ = ["Decoder", "DecoderLayer"]
 
-FeedForward = Callable[[torch.Tensor, StepContext], torch.Tensor]
+
+class FeedForward(Loadable, Protocol):
+    """A block of weights that maps x [T, E] to [T, E]."""
+
+    def __call__(self, x: torch.Tensor, ctx: StepContext) -> torch.Tensor: ...
 
 
 class DecoderLayer:
@@ -66,7 +71,7 @@ class DecoderLayer:
         k_norm = self._norm(build, "self_attn.k_norm", build.config.head_dim)
         return Attention(build, self.index, q_norm=q_norm, k_norm=k_norm)
 
-    def make_feed_forward(self, build: Builder) -> MLP:
+    def make_feed_forward(self, build: Builder) -> FeedForward:
         return MLP(build, f"{self.prefix}.mlp")
 
     def parts(self) -> Iterator[Loadable]:
@@ -83,7 +88,7 @@ class DecoderLayer:
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor | None, positions: torch.Tensor, ctx: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [T, E] is what the layer before adds to ``residual`` (None: x is the stream itself). Returns the same pair."""
+        """x [T, E] is what the layer before adds to ``residual`` (None: x is the stream). Returns the same pair."""
         ops = ctx.ops
         norm = self.norm_attention
         if residual is None:

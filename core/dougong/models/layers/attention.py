@@ -6,20 +6,36 @@ from collections.abc import Iterator
 
 import torch
 
-from dougong.hal import LayerArgs, QKVShape, RopeTable
+from dougong.hal import AttentionSpec, LayerArgs, QKVShape, RopeTable
 from dougong.models.build import Builder
 from dougong.models.context import StepContext
 from dougong.models.layers.norm import RMSNorm
 from dougong.models.weights import WeightSource, WeightSpec
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "AttentionLayer"]
 
 
-class Attention:
-    """One layer's attention. ``spec`` is this rank's; ``args`` what the layer brings to the kernel.
+class AttentionLayer:
+    """What the runner knows of a layer: ``spec`` is this rank's, ``args`` what the layer brings to the kernel.
 
-    The runner calls ``bind`` once, when groups and caches are known.
+    ``bind`` is called once, when groups and caches are known.
     """
+
+    def __init__(self, layer: int, spec: AttentionSpec, args: LayerArgs | None = None) -> None:
+        self.layer_index = layer
+        self.spec = spec
+        self.args = LayerArgs() if args is None else args
+        self.bind(0, layer)
+
+    def bind(self, group_index: int, cache_layer: int | None = None) -> None:
+        """Say which KV group this layer belongs to and, where caches are shared, whose cache it reads."""
+        self.group_index = group_index
+        self.cache_layer = self.layer_index if cache_layer is None else cache_layer
+        self.writes = self.cache_layer == self.layer_index
+
+
+class Attention(AttentionLayer):
+    """Splits, norms, rotates and stores a packed QKV row, and runs the kernel."""
 
     def __init__(
         self,
@@ -30,9 +46,7 @@ class Attention:
         k_norm: RMSNorm | None = None,
         args: LayerArgs | None = None,
     ) -> None:
-        self.layer_index = layer
-        self.spec = build.specs[layer]
-        self.args = LayerArgs() if args is None else args
+        super().__init__(layer, build.specs[layer], args)
         self.table: RopeTable | None = build.rope(build.config.layers[layer].rope)
         self.shape = QKVShape(
             num_heads=self.spec.num_heads,
@@ -47,13 +61,6 @@ class Attention:
         self._norms = tuple(norm for norm in (q_norm, k_norm) if norm is not None)
         self._out = (self.spec.num_heads, self.spec.head_dim_v)
         self._width = self.spec.num_heads * self.spec.head_dim_v
-        self.bind(0, layer)
-
-    def bind(self, group_index: int, cache_layer: int | None = None) -> None:
-        """Say which KV group this layer belongs to and, where caches are shared, whose cache it reads."""
-        self.group_index = group_index
-        self.cache_layer = self.layer_index if cache_layer is None else cache_layer
-        self._writes = self.cache_layer == self.layer_index
 
     def weights(self) -> Iterator[WeightSpec]:
         for norm in self._norms:
@@ -68,7 +75,7 @@ class Attention:
         group = self.group_index
         cache = ctx.caches[self.cache_layer]
         q = ctx.ops.qk_norm_rope_write(
-            qkv, self.shape, self.table, positions, self.args, cache if self._writes else None, ctx.slots[group]
+            qkv, self.shape, self.table, positions, self.args, cache if self.writes else None, ctx.slots[group]
         )
         out = qkv.new_empty((qkv.shape[0], *self._out))
         ctx.kernels[group].run(ctx.plans[group], self.args, q, cache, out=out)

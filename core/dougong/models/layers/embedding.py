@@ -15,7 +15,7 @@ __all__ = ["Embedding", "LMHead"]
 
 
 class Embedding:
-    """ids [T] int64 -> [T, E]. Each rank holds a stretch of the vocabulary; other ids give zeros and the sum is whole."""
+    """ids [T] int64 -> [T, E]. Each rank holds a stretch of the vocabulary; other ids give zeros, the sum is whole."""
 
     def __init__(self, build: Builder, name: str, *, scale: float | None = None) -> None:
         config = build.config

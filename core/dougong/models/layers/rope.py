@@ -130,7 +130,8 @@ def _longrope(rope: RopeConfig, max_len: int) -> tuple[torch.Tensor, float]:
     chosen = given["long_factor"] if max_len > trained else given["short_factor"]
     if len(chosen) * 2 != rope.rotary_dim:
         raise ModelLoadError(
-            f"longrope has {len(chosen)} factors for {rope.rotary_dim} rotated elements; {rope.rotary_dim // 2} are needed."
+            f"longrope has {len(chosen)} factors for {rope.rotary_dim} rotated elements; "
+            f"{rope.rotary_dim // 2} are needed."
         )
     steps = rope.theta ** _exponents(rope)
     return 1.0 / (torch.tensor(chosen, dtype=torch.float32) * steps), float(attention)

@@ -83,7 +83,9 @@ def _make(path: Path, folder: Path, weights: bool) -> None:
     try:
         write_tokenizer(path, source.file.metadata, building)
         _write_json(building / "config.json", config)
-        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+        generation: dict[str, Any] = {
+            key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config
+        }
         _write_json(building / "generation_config.json", {"_from_model_config": True, **generation})
         if weights:
             _write_weights(source, building / "model.safetensors")

@@ -18,7 +18,8 @@ class DummyWeights(WeightSource):
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, seed: int = 0, deviation: float = 0.02) -> None:
         self.description = f"random weights (seed {seed})"
-        self._device, self._dtype, self._seed, self._deviation = device, dtype, seed, deviation
+        self.seed = seed
+        self._device, self._dtype, self._deviation = device, dtype, deviation
 
     def shapes(self) -> Mapping[str, Sequence[int]]:
         return {}
@@ -29,7 +30,7 @@ class DummyWeights(WeightSource):
     def read(self, spec: WeightSpec, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         if spec.init == "normal":
             generator = torch.Generator(self._device)
-            generator.manual_seed((self._seed << 32) ^ zlib.crc32(spec.name.encode()))
+            generator.manual_seed((self.seed << 32) ^ zlib.crc32(spec.name.encode()))
             full = torch.empty(spec.shape, dtype=self._dtype, device=self._device)
             full.normal_(0.0, self._deviation, generator=generator)
         else:

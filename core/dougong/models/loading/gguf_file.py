@@ -114,7 +114,7 @@ class GGUFFile:
         if kind != _ARRAY:
             return self._scalar(_SCALARS[kind])
         inner, count = self._scalar("<I"), self._scalar("<Q")
-        if inner == _STRING or inner == _ARRAY:
+        if inner in (_STRING, _ARRAY):
             return [self._value(inner) for _ in range(count)]
         code = _SCALARS[inner]
         values = np.frombuffer(self._map, np.dtype(code), count, self._at) if count else np.empty(0)

@@ -34,8 +34,8 @@ _SANDWICH = {
 class GGUFArchitecture:
     """How one ``general.architecture`` differs.
 
-    ``permuted``: rows of query and key lie in pairs for interleaved rope and are put back. ``norm_plus_one``: norms were
-    stored with the 1 already added. ``names`` replace or add to the layers' names.
+    ``permuted``: rows of query and key lie in pairs for interleaved rope and are put back. ``norm_plus_one``: norms
+    were stored with the 1 already added. ``names`` replace or add to the layers' names.
     """
 
     model_type: str

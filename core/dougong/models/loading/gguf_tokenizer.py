@@ -39,8 +39,8 @@ def write_tokenizer(path: Path, metadata: Mapping[str, Any], folder: Path) -> No
         tokenizer.save_pretrained(folder)
     except Exception as error:
         raise ModelLoadError(
-            f"the tokenizer of {path} ({model}, {pre}) cannot be converted: {type(error).__name__}: {error}. Name another "
-            "with tokenizer=."
+            f"the tokenizer of {path} ({model}, {pre}) cannot be converted: {type(error).__name__}: {error}. Name "
+            "another with tokenizer=."
         ) from error
 
 

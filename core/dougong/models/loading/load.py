@@ -151,8 +151,8 @@ def _kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 def _max_len(asked: int | None, config: ModelConfig) -> int:
     if asked is not None and asked > config.max_positions:
         raise ConfigError(
-            f"max_model_len={asked}: the model was made for at most {config.max_positions} positions (its config); choose "
-            "no more, or extend its rope in config.json."
+            f"max_model_len={asked}: the model was made for at most {config.max_positions} positions (its config); "
+            "choose no more, or extend its rope in config.json."
         )
     return config.max_positions if asked is None else asked
 

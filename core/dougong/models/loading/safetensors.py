@@ -43,13 +43,13 @@ def find_safetensors(folder: Path) -> list[Path]:
     pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt")))
     if pickled:
         raise ModelLoadError(
-            f"{folder} holds pickled weights only ({', '.join(pickled[:3])}). A pickle can run any code when it is read, "
-            "so they are not loaded; convert them once: AutoModelForCausalLM.from_pretrained(folder)"
+            f"{folder} holds pickled weights only ({', '.join(pickled[:3])}). A pickle can run any code when it is "
+            "read, so they are not loaded; convert them once: AutoModelForCausalLM.from_pretrained(folder)"
             ".save_pretrained(new_folder)."
         )
     raise ModelLoadError(
-        f"{folder} holds a config but no weights: no *.safetensors and no *.gguf. Add them, or ask for random ones with "
-        "load_format='dummy'."
+        f"{folder} holds a config but no weights: no *.safetensors and no *.gguf. Add them, or ask for random ones "
+        "with load_format='dummy'."
     )
 
 
@@ -64,13 +64,14 @@ class SafetensorsWeights(WeightSource):
         from safetensors import SafetensorError, safe_open
 
         self.description = str(paths[0].parent if len(paths) > 1 else paths[0])
+        self.folder = paths[0].parent
         self._files: dict[str, Any] = {}
         self._shapes: dict[str, Sequence[int]] = {}
         for path in paths:
             try:
                 file = safe_open(path, framework="pt", device="cpu")
-                names = list(file.keys())
-                shapes = {name: file.get_slice(name).get_shape() for name in names}
+                names = list(file.keys())  # type: ignore[no-untyped-call]
+                shapes = {name: self._shape(file, name) for name in names}
             except (SafetensorError, OSError, ValueError) as error:
                 raise ModelLoadError(
                     f"{path} is truncated or corrupt ({error}); it has {path.stat().st_size:,} bytes. Fetch it again."
@@ -80,6 +81,11 @@ class SafetensorsWeights(WeightSource):
                 raise ModelLoadError(f"{self.description}: tensor {twice!r} stands in two files, {path.name} is one.")
             self._files.update(dict.fromkeys(names, file))
             self._shapes.update(shapes)
+
+    @staticmethod
+    def _shape(file: Any, name: str) -> Sequence[int]:
+        shape: Sequence[int] = file.get_slice(name).get_shape()
+        return shape
 
     def shapes(self) -> Mapping[str, Sequence[int]]:
         return self._shapes

@@ -57,8 +57,8 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Tru
         raise ModelLoadError(f"{path} is a file; a model is a folder with config.json, or a .gguf file.")
     if name.startswith((".", "/", "~")) or name.endswith(".gguf") or not _HUB_ID.match(name):
         raise ModelLoadError(
-            f"there is no folder or file {name!r}. A model is a folder with config.json and weights, a .gguf file, a hub id "
-            f"(org/name), or one of the aliases {', '.join(ALIASES)}."
+            f"there is no folder or file {name!r}. A model is a folder with config.json and weights, a .gguf file, a "
+            f"hub id (org/name), or one of the aliases {', '.join(ALIASES)}."
         )
     return _from_hub(name, revision, weights)
 
@@ -105,7 +105,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> ModelFiles:
     except Exception as error:  # every kind of failure between here and the hub
         raise ModelLoadError(
             f"model {name!r} is no folder here, and fetching it from the hub failed: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}. Without a network, name a local folder or .gguf "
-            f"file, or an alias ({', '.join(ALIASES)})."
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}. Without a network, name a local folder or "
+            f".gguf file, or an alias ({', '.join(ALIASES)})."
         ) from error
     return _from_folder(Path(folder))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
 from dougong.hal import (
     NHD,
     AttentionQuery,
@@ -103,7 +104,7 @@ class PagedModel:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[tuple[int, Sequence[int]]]) -> list[torch.Tensor]:
-        """Run new tokens of some sequences; rows (sequence, token ids), decode rows first. Logits [tokens, V] per row."""
+        """Run new tokens; rows are (sequence, token ids), decode rows first. Logits [tokens, V] per row."""
         starts = [self.lengths[sequence] for sequence, _ in rows]
         q_lens = [len(tokens) for _, tokens in rows]
         kv_lens = [start + count for start, count in zip(starts, q_lens)]
