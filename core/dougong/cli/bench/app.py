@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from dougong.cli.bench.attention import attention
 from dougong.cli.bench.offline import offline
 from dougong.cli.bench.step import step
 
@@ -12,5 +13,6 @@ __all__ = ["bench_app"]
 bench_app = typer.Typer(
     help="Measure: every command prints one JSON line with device, versions, workload and result.", no_args_is_help=True
 )
+bench_app.command()(attention)
 bench_app.command()(offline)
 bench_app.command()(step)
