@@ -145,7 +145,7 @@ class Planner:
         """Free the blocks of the worst-ranked running request, unless that is ``request`` itself."""
         roster = self._roster
         victim = roster.worst()
-        if victim is None or victim is request or victim.rank < request.rank:
+        if victim is None or victim is request:
             return False
         pending = 0
         if victim.prefilled_at >= 0:
