@@ -52,6 +52,7 @@ class PersistentBatch:
         max_tokens: the most tokens of a step, padding included.
         max_len: the most tokens of a request.
         num_scratch: manager blocks at the start of each group's pool that nobody owns, by group.
+        in_place: whether a device that is the host may read the host's own buffers.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PersistentBatch:
         max_tokens: int,
         max_len: int,
         num_scratch: Sequence[int],
+        in_place: bool = True,
     ) -> None:
         self.groups = tuple(groups)
         self.max_rows = max_rows
@@ -77,7 +79,7 @@ class PersistentBatch:
         rows = max_rows + 1
         self._change_words = 3 * max(256, 2 * max_rows)
         words = Sections.words(max_tokens, rows, len(self.groups)) + self._change_words * len(self.groups)
-        self.ring = StagingRing(device, words)
+        self.ring = StagingRing(device, words, in_place=in_place)
         where = device.torch_device
         self.last_token = torch.zeros(rows, dtype=torch.int64, device=where)
         self._tables: list[npt.NDArray[np.int32]] = []
@@ -87,7 +89,7 @@ class PersistentBatch:
             count = min(width, scratch * ratio)
             host[self.pad_slot, :count] = torch.arange(count, dtype=torch.int32)
             self._tables.append(host.numpy())
-            self.tables.append(host if self.ring.in_place else host.to(where))
+            self.tables.append(host if self.ring.in_place else host.to(where, copy=True))
         self._slots = np.zeros(0, dtype=np.int64)
         self._positions = np.zeros(0, dtype=np.int64)
         self._sections: dict[tuple[int, int], Sections] = {}

@@ -18,6 +18,9 @@ Ints = npt.NDArray[np.int64]
 TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)
 TOP_K, SEED = range(2)
 
+#: Greedy, and nothing else.
+_NEUTRAL = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32)
+
 NO_LOGPROBS = -2
 
 
@@ -102,8 +105,7 @@ class SamplingState:
         self.transfer = transfer
         self.vocab = vocab
         self.version = 0
-        self.floats = np.zeros((6, num_slots), dtype=np.float32)
-        self.floats[TOP_P] = 1.0
+        self.floats = np.tile(_NEUTRAL[:, None], (1, num_slots))
         self.integers = np.zeros((2, num_slots), dtype=np.int64)
         self.kinds = np.zeros(num_slots, dtype=np.int64)
         self.greedy = np.ones(num_slots, dtype=bool)
@@ -133,6 +135,8 @@ class SamplingState:
             self.end_ids.pop(slot, None)
             self.kinds[slot] = 0
             self.greedy[slot] = True
+            self.floats[:, slot] = _NEUTRAL
+            self.integers[:, slot] = 0
             self.version += 1
         self.prompt_logprobs[slot] = NO_LOGPROBS
 

@@ -93,12 +93,12 @@ class StagingRing:
     """Host buffers in rotation, and the device buffer that they are copied to.
 
     On a device that is the host's own memory (``device.type == "cpu"`` in torch) nothing is copied: the views of the
-    host buffer are the step's tensors.
+    host buffer are the step's tensors. ``in_place`` False copies even there.
     """
 
-    def __init__(self, device: Device, words: int, depth: int = 3) -> None:
+    def __init__(self, device: Device, words: int, depth: int = 3, in_place: bool = True) -> None:
         self.device = device
-        self.in_place = device.torch_device.type == "cpu"
+        self.in_place = in_place and device.torch_device.type == "cpu"
         pinned = device.pins_memory and not self.in_place
         self._asynchronous = pinned
         self._ring = [HostBuffer(words, pinned, device.new_event() if pinned else None) for _ in range(depth)]
