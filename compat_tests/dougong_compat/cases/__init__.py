@@ -7,19 +7,19 @@ from functools import lru_cache
 
 from dougong_compat.case import Case
 
-__all__ = ["MODULES", "collect_all", "collect_profile"]
+__all__ = ["MODULES", "collect_all", "collect_profile", "find_case"]
 
-MODULES = ("attention",)
+MODULES = ("device", "attention", "write", "ops", "paging", "manager", "engine", "stress", "regression")
 
 
-@lru_cache(maxsize=1)
-def collect_all() -> tuple[Case, ...]:
-    """Every case of every profile, in a fixed order; ids are unique."""
+@lru_cache(maxsize=2)
+def collect_all(deep: bool = True) -> tuple[Case, ...]:
+    """Every case in a fixed order; ids are unique. Without ``deep`` some cases of the full profile are left out."""
     cases: list[Case] = []
     seen: dict[str, str] = {}
     for name in MODULES:
         module = importlib.import_module(f"dougong_compat.cases.{name}")
-        for case in module.collect():
+        for case in module.collect(deep) if name == "attention" else module.collect():
             assert case.id not in seen, f"two cases are called {case.id} ({seen[case.id]}, {name})"
             seen[case.id] = name
             cases.append(case)
@@ -27,4 +27,14 @@ def collect_all() -> tuple[Case, ...]:
 
 
 def collect_profile(profile: str) -> list[Case]:
-    return [case for case in collect_all() if case.in_profile(profile)]
+    """The cases of a profile."""
+    return [case for case in collect_all(profile in ("full", "certified")) if case.in_profile(profile)]
+
+
+def find_case(case_id: str) -> Case | None:
+    """The case with this id."""
+    for deep in (False, True):
+        for case in collect_all(deep):
+            if case.id == case_id:
+                return case
+    return None

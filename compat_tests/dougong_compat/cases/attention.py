@@ -70,10 +70,10 @@ def _case(group: str, row: dict[str, Any], profile: str, name: str = "") -> Case
     return attention_case(group, f"{name}{batch}-{slug(params)}", params, profile=profile)
 
 
-def grid() -> Iterator[Case]:
-    """Pairwise over all axes (six times, each with other partners), three-way over those of addressing."""
+def grid(deep: bool = True) -> Iterator[Case]:
+    """Pairwise over all axes (three times, each with other partners), three-way over those of addressing."""
     seen: set[str] = set()
-    for case in [*_pairs(), *_triples()]:
+    for case in [*_pairs(), *(_triples() if deep else ())]:
         if case.id not in seen:
             seen.add(case.id)
             yield case
@@ -82,7 +82,7 @@ def grid() -> Iterator[Case]:
 @lru_cache(maxsize=1)
 def _pairs() -> tuple[Case, ...]:
     found = []
-    for turn in range(6):
+    for turn in range(3):
         for row in cover(AXES, 2, allowed, seed=turn, tries=3):
             found.append(_case("attention/pairs", row, "core"))
     return tuple(found)
@@ -272,8 +272,9 @@ def ragged(count: int = 300) -> Iterator[Case]:
         yield attention_case("attention/ragged", f"{index:03d}", params, profile="smoke" if smoke else "core")
 
 
-def collect() -> Iterator[Case]:
+def collect(deep: bool = True) -> Iterator[Case]:
+    """All of them; without ``deep`` not the three-way array of the full profile, which takes seconds to make."""
     yield from mandatory()
     yield from boundaries()
     yield from ragged()
-    yield from grid()
+    yield from grid(deep)

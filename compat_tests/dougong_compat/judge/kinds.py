@@ -29,7 +29,7 @@ _WHERE = {
     "graph": "graph:judge",
     "stress": "trace:judge",
     "manager": "trace:judge",
-    "engine": "trace:judge",
+    "engine": "engine:judge",
     "misbehave": "trace:judge",
 }
 
