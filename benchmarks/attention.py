@@ -323,7 +323,8 @@ def check(a: argparse.Namespace) -> list[str]:
     def prepare(case: Any) -> None:
         name, shape, q_lens, kv_lens, more = case
         wide = "kv_dtype" not in more
-        split, extend = configs_for(target(), shape.head_dim, latent=shape.latent, wide=wide)
+        exact = more.get("dtype") == torch.float32
+        split, extend = configs_for(target(), shape.head_dim, latent=shape.latent, wide=wide, exact=exact)
         problem = make_problem(shape, q_lens, kv_lens, seed=len(name), **more)
         for invariant in (False, True):
             attention = PagedAttention(

@@ -114,9 +114,10 @@ class TritonAttention(AttentionKernel):
 
     def _make(self, block_size: int) -> PagedAttention:
         spec, limits = self.spec, self.limits
-        # Twice the bytes need the settings of twice the width.
-        width = max(spec.head_dim, spec.head_dim_v) * (2 if spec.dtype == torch.float32 else 1)
-        split, extend = configs_for(target_name(self._where), width, latent=spec.latent, wide=not self._narrow)
+        split, extend = configs_for(
+            target_name(self._where), max(spec.head_dim, spec.head_dim_v), latent=spec.latent, wide=not self._narrow,
+            exact=spec.dtype == torch.float32,
+        )  # fmt: skip
         return PagedAttention(
             self._shape(block_size), max_rows=limits.max_rows, max_tokens=limits.max_tokens,
             max_kv_len=limits.max_kv_len, cores=cores(self._where), device=self._where, split=split, extend=extend,

@@ -40,10 +40,12 @@ class ExtendConfig:
     heads_outer: bool = False
 
 
-def config_class(head_dim: int, latent: bool, wide: bool) -> str:
+def config_class(head_dim: int, latent: bool, wide: bool, exact: bool) -> str:
     """The table's key. `wide`: the cache's dtype has as many bytes as the queries' (not int8 or fp8)."""
     if latent:
         return "latent"
+    if exact:
+        return "float32"
     padded = max(32, 1 << (head_dim - 1).bit_length())
     return f"d{padded}" + ("" if wide else "_narrow")
 
@@ -62,15 +64,18 @@ def table_for(target: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def configs_for(
-    target: str, head_dim: int, *, latent: bool = False, wide: bool = True
+    target: str, head_dim: int, *, latent: bool = False, wide: bool = True, exact: bool = False
 ) -> tuple[SplitConfig, ExtendConfig]:
-    """Settings for a head dim on a target: the tuned ones where the table has them, safe ones elsewhere."""
-    entry = table_for(target).get(config_class(head_dim, latent, wide), {})
-    split, extend = _safe(target, head_dim, latent)
+    """Settings for a head dim on a target: the tuned ones where the table has them, safe ones elsewhere.
+
+    `exact`: products in float32, which no matrix unit does; they want small tiles.
+    """
+    entry = table_for(target).get(config_class(head_dim, latent, wide, exact), {})
+    split, extend = _safe(target, head_dim, latent, exact)
     return replace(split, **entry.get("split", {})), replace(extend, **entry.get("extend", {}))
 
 
-def _safe(target: str, head_dim: int, latent: bool) -> tuple[SplitConfig, ExtendConfig]:
+def _safe(target: str, head_dim: int, latent: bool, exact: bool) -> tuple[SplitConfig, ExtendConfig]:
     """Settings that fit 64 KiB of shared memory (AMD) or 160 KiB (NVIDIA) at any head dim."""
     cuda = target.startswith("sm")
     if latent:
@@ -78,6 +83,8 @@ def _safe(target: str, head_dim: int, latent: bool) -> tuple[SplitConfig, Extend
             SplitConfig(1, 32 if cuda else 16, 8 if cuda else 4, 2 if cuda else 1, 1, 2),
             ExtendConfig(64 if cuda else 16, 32 if cuda else 16, 8 if cuda else 4, 2 if cuda else 1),
         )
+    if exact:
+        return SplitConfig(1, 16, 4, 1, 2, 2), ExtendConfig(16, 16, 4, 1)
     if head_dim > 128:
         return (
             SplitConfig(4, 64 if cuda else 32, 4, 2 if cuda else 1, 1, 2),

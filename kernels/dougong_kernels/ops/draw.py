@@ -47,7 +47,7 @@ def sample(
         threshold_kernel[(rows,)](
             logits, temperature, top_k, top_p, min_p, threshold, vocabulary, logits.stride(0),
             TOP_K=top_k is not None, TOP_P=top_p is not None, MIN_P=min_p is not None,
-            BLOCK=2048 if vocabulary > 2048 else 256, num_warps=16 if vocabulary > 2048 else 4,
+            BLOCK=2048 if vocabulary > 2048 else 256, num_warps=32 if vocabulary > 2048 else 4,
         )  # fmt: skip
     # Enough programs for the whole device when rows are few; power of two, so that few variants are compiled.
     parts = 1

@@ -56,11 +56,10 @@ def _gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     flat = gate_up.reshape(-1, 2 * size)
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
     out = torch.empty(flat.shape[0], size, dtype=gate_up.dtype, device=gate_up.device)
-    total = out.numel()
-    if total:
-        block = 1024 if total >= 1 << 18 else 256
-        gated_kernel[(-(-total // block),)](
-            flat, out, total, flat.stride(0), I=size, GELU=gelu, BLOCK=block, num_warps=4 if block == 1024 else 2
+    if out.numel():
+        block = min(1024 if out.numel() >= 1 << 18 else 256, _pow2(size))
+        gated_kernel[(out.shape[0], -(-size // block))](
+            flat, out, flat.stride(0), I=size, GELU=gelu, BLOCK=block, num_warps=max(1, block // 256)
         )
     return out.view(*gate_up.shape[:-1], size)
 

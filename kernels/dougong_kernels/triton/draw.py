@@ -103,45 +103,60 @@ def _unordered(key):
     return bits.to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _search(base, V, peak, rate, floor, want, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest ordered key t such that the keys >= max(t, floor) number, or weigh, at least `want`.
+
+    Each pass tries eight keys and fixes three bits. Sums stay in registers until the end of a pass.
+    """
+    steps = tl.arange(0, 8)
+    found = -2147483648
+    for level in range(11):
+        step = 1 << tl.maximum(29 - 3 * level, 0)
+        trial = found + steps * step
+        if MASS:
+            total = tl.zeros([BLOCK, 8], tl.float32)
+        else:
+            total = tl.zeros([BLOCK, 8], tl.int32)
+        for at in range(0, V, BLOCK):
+            token = at + tl.arange(0, BLOCK)
+            x = tl.load(base + token, mask=token < V, other=-float("inf")).to(tl.float32)
+            key = _ordered(x)
+            reached = key[:, None] >= trial[None, :]
+            if MASS:
+                weight = tl.where(key >= floor, tl.exp2((x - peak) * rate), 0.0)
+                total += tl.where(reached, weight[:, None], 0.0)
+            else:
+                total += reached.to(tl.int32)
+        good = tl.sum(total, 0) >= want
+        found += tl.max(tl.where(good, steps, 0), 0) * step
+    return found
+
+
 @triton.jit(do_not_specialize=["V"])
 def threshold_kernel(logits, temperature, top_k, top_p, min_p, out, V, stride_l,
                      TOP_K: tl.constexpr, TOP_P: tl.constexpr, MIN_P: tl.constexpr, BLOCK: tl.constexpr):
     """One program per row: the value below which top-k, then top-p, then min-p leave a scaled logit out.
 
     The k-th largest value is the largest t with count(x >= t) >= k. Top-p keeps x where the mass above it is below p:
-    its edge is the smallest t with mass(x > t) < p. Both are monotonic in t, so each pass fixes three bits of t.
+    its edge is the largest t with mass(x >= t) >= p. The search is among the unscaled logits, which order alike.
     """
     r = tl.program_id(0)
     heat = tl.load(temperature + r)
     base = logits + r.to(tl.int64) * stride_l
-    edge = -2147483647
+    value = -float("inf")
     if heat > 0:
         high = tl.full([BLOCK], -float("inf"), tl.float32)
         for at in range(0, V, BLOCK):
             token = at + tl.arange(0, BLOCK)
-            x = tl.load(base + token, mask=token < V, other=-float("inf")).to(tl.float32)
-            high = tl.maximum(high, tl.div_rn(x, heat))
+            high = tl.maximum(high, tl.load(base + token, mask=token < V, other=-float("inf")).to(tl.float32))
         peak = tl.max(high, 0)
-        step_i = tl.arange(0, 8)
+        rate = 1.4426950408889634 / heat
+        edge = -2147483648
         if TOP_K:
-            k = tl.load(top_k + r)
+            k = tl.load(top_k + r).to(tl.int32)
             if (k > 0) & (k < V):
-                # Unsigned order: the candidate's bits are built from the top, with the sign bit flipped back at the end.
-                found = tl.zeros([1], tl.int64)
-                for level in range(11):
-                    shift = 30 - 3 * level
-                    step = tl.full([1], 1, tl.int64) << shift
-                    trial = found + step_i.to(tl.int64) * step - 2147483648
-                    count = tl.zeros([8], tl.int32)
-                    for at in range(0, V, BLOCK):
-                        token = at + tl.arange(0, BLOCK)
-                        x = tl.load(base + token, mask=token < V, other=-float("inf")).to(tl.float32)
-                        key = _ordered(tl.div_rn(x, heat)).to(tl.int64)
-                        key = tl.where(token < V, key, -2147483648 - 1)
-                        count += tl.sum((key[:, None] >= trial[None, :]).to(tl.int32), 0)
-                    good = (count >= k) & (trial <= 2147483647)
-                    found += tl.max(tl.where(good, step_i, 0), 0).to(tl.int64) * step
-                edge = tl.sum(found - 2147483648, 0).to(tl.int32)
+                edge = _search(base, V, peak, rate, edge, k, False, BLOCK)
         if TOP_P:
             p = tl.load(top_p + r)
             if p < 1.0:
@@ -149,35 +164,16 @@ def threshold_kernel(logits, temperature, top_k, top_p, min_p, out, V, stride_l,
                 for at in range(0, V, BLOCK):
                     token = at + tl.arange(0, BLOCK)
                     x = tl.load(base + token, mask=token < V, other=-float("inf")).to(tl.float32)
-                    x = tl.div_rn(x, heat)
-                    mass += tl.where((token < V) & (_ordered(x) >= edge), tl.exp(x - peak), 0.0)
-                limit = p * tl.sum(mass, 0)
-                # Largest t with mass(x >= t) >= limit: what is strictly above t then has less than p.
-                found = tl.zeros([1], tl.int64)
-                for level in range(11):
-                    shift = 30 - 3 * level
-                    step = tl.full([1], 1, tl.int64) << shift
-                    trial = found + step_i.to(tl.int64) * step - 2147483648
-                    above = tl.zeros([8], tl.float32)
-                    for at in range(0, V, BLOCK):
-                        token = at + tl.arange(0, BLOCK)
-                        x = tl.load(base + token, mask=token < V, other=-float("inf")).to(tl.float32)
-                        x = tl.div_rn(x, heat)
-                        key = _ordered(x)
-                        value = tl.where((token < V) & (key >= edge), tl.exp(x - peak), 0.0)
-                        above += tl.sum(tl.where(key.to(tl.int64)[:, None] >= trial[None, :], value[:, None], 0.0), 0)
-                    good = (above >= limit) & (trial <= 2147483647)
-                    found += tl.max(tl.where(good, step_i, 0), 0).to(tl.int64) * step
-                at_p = tl.sum(found - 2147483648, 0).to(tl.int32)
+                    mass += tl.where(_ordered(x) >= edge, tl.exp2((x - peak) * rate), 0.0)
+                found = _search(base, V, peak, rate, edge, p * tl.sum(mass, 0), True, BLOCK)
                 # The most likely token always stays, also for p = 0.
-                edge = tl.maximum(edge, tl.minimum(at_p, _ordered(peak)))
-        value = _unordered(edge)
+                edge = tl.maximum(edge, tl.minimum(found, _ordered(peak)))
+        # -inf is the smallest key of a number: below it nothing was left out.
+        if edge > _ordered(value):
+            bits = tl.where(edge < 0, edge ^ 0x7FFFFFFF, edge)
+            value = tl.div_rn(bits.to(tl.float32, bitcast=True), heat)
         if MIN_P:
             share = tl.load(min_p + r)
-            value = tl.where(share > 0, tl.maximum(value, peak + tl.log(share)), value)
-        value = tl.where(edge <= -2147483647, -float("inf"), value)
-        if MIN_P:
-            value = tl.where((edge <= -2147483647) & (share > 0), peak + tl.log(share), value)
-        tl.store(out + r, value)
-    else:
-        tl.store(out + r, -float("inf"))
+            if share > 0:
+                value = tl.maximum(value, tl.div_rn(peak, heat) + tl.log(share))
+    tl.store(out + r, value)

@@ -27,14 +27,13 @@ def rms_norm_kernel(x, residual, y, total, weight, eps, offset, stride_x, stride
     tl.store(y + row * stride_y + i, out.to(y.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["total"])
-def gated_kernel(gate_up, out, total, stride_g, I: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr):
-    """act(gate) * up over all `total` = rows * I elements of the output, which is contiguous."""
+@triton.jit
+def gated_kernel(gate_up, out, stride_g, I: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    """act(gate) * up. Grid (rows, ceil(I / BLOCK)); the output [rows, I] is contiguous."""
     dtype: tl.constexpr = gate_up.dtype.element_ty
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    ok = at < total
-    row = at // I
-    column = at % I
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = column < I
     gate = tl.load(gate_up + row * stride_g + column, mask=ok, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride_g + I + column, mask=ok, other=0.0).to(tl.float32)
     if GELU:
@@ -43,7 +42,7 @@ def gated_kernel(gate_up, out, total, stride_g, I: tl.constexpr, GELU: tl.conste
         act = 0.5 * gate * (2.0 - 2.0 / (tl.exp(2.0 * inner) + 1.0))
     else:
         act = gate / (1.0 + tl.exp(-gate))
-    tl.store(out + at, (act.to(dtype).to(tl.float32) * up).to(dtype), mask=ok)
+    tl.store(out + row * I + column, (act.to(dtype).to(tl.float32) * up).to(dtype), mask=ok)
 
 
 @triton.jit
