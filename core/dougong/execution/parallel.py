@@ -8,14 +8,11 @@ then a rank other than 0 serves inside the runner's constructor, and its process
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import pickle
-import socket
+import subprocess
 import weakref
-from dataclasses import replace
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -23,10 +20,11 @@ import torch.distributed as dist
 
 from dougong.config import EngineConfig
 from dougong.errors import ConfigError
+from dougong.execution.rank import join, start_ranks
 from dougong.hal import Backend, Collectives, SingleRank, open_backend
 from dougong.plugins import Plugins, load_plugins
 
-__all__ = ["Ranks", "STOP", "WARM_UP", "open_ranks"]
+__all__ = ["STOP", "WARM_UP", "Ranks", "open_ranks", "own_collectives"]
 
 #: What rank 0 sends besides steps.
 WARM_UP, STOP = "warm up", "stop"
@@ -52,7 +50,7 @@ class Ranks:
         self,
         collectives: Collectives,
         *,
-        processes: list[BaseProcess] | None = None,
+        processes: list[subprocess.Popen[bytes]] | None = None,
         owns_group: bool = False,
         served: bool = False,
     ) -> None:
@@ -89,9 +87,12 @@ class Ranks:
             dist.broadcast(torch.frombuffer(bytearray(data[_FIRST - 8 :]), dtype=torch.uint8), 0, group=self._control)
 
     def receive(self) -> Any:
-        """The next message from rank 0; waits for it."""
+        """The next message from rank 0, STOP where it is gone; waits for it."""
         first = torch.zeros(_FIRST, dtype=torch.uint8)
-        dist.broadcast(first, 0, group=self._control)
+        try:
+            dist.broadcast(first, 0, group=self._control)
+        except RuntimeError:
+            return STOP  # rank 0 is gone
         head = first.numpy().tobytes()
         length = int.from_bytes(head[:8], "little")
         data = head[8 : 8 + length]
@@ -112,9 +113,10 @@ class Ranks:
         except RuntimeError:
             pass  # a rank is gone already
         for process in self._processes:
-            process.join(_JOIN_SECONDS)
-            if process.is_alive():
-                process.terminate()
+            try:
+                process.wait(_JOIN_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -166,39 +168,13 @@ def open_ranks(
         owns = not dist.is_initialized()
         if owns:
             dist.init_process_group(backend.device.dist_backend)
-        return Ranks(_collectives(backend), owns_group=owns, served=rank > 0), backend
-    address = f"tcp://127.0.0.1:{_free_port()}"
-    processes = _start(config, size, address, _device_count(backend))
-    dist.init_process_group(backend.device.dist_backend, init_method=address, rank=rank, world_size=size)
-    return Ranks(_collectives(backend), processes=processes, owns_group=True), backend
+        return Ranks(own_collectives(backend), owns_group=owns, served=rank > 0), backend
+    processes, store = start_ranks(config, size, _device_count(backend))
+    join(backend.device.dist_backend, store, 0, size)
+    return Ranks(own_collectives(backend), processes=processes, owns_group=True), backend
 
 
-def _start(config: EngineConfig, size: int, address: str, devices: int) -> list[BaseProcess]:
-    context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = []
-    for rank in range(1, size):
-        own = replace(config, device_index=config.device_index + rank) if devices else config
-        process = context.Process(
-            target=_serve, args=(own, rank, size, address), name=f"dougong-rank-{rank}", daemon=True
-        )
-        process.start()
-        processes.append(process)
-    return processes
-
-
-def _serve(config: EngineConfig, rank: int, size: int, address: str) -> None:
-    """A started process's life: join, build the same runner, follow rank 0 to its end."""
-    from dougong.execution.runner import ModelRunner
-
-    torch.set_num_threads(1)
-    backend = open_backend(config.backend, index=config.device_index)
-    dist.init_process_group(backend.device.dist_backend, init_method=address, rank=rank, world_size=size)
-    runner = ModelRunner(config, backend=backend, collectives=_collectives(backend))
-    runner.follow()
-    dist.destroy_process_group()
-
-
-def _collectives(backend: Backend) -> Collectives:
+def own_collectives(backend: Backend) -> Collectives:
     """The device's own, where it brings some."""
     make = getattr(backend.device, "collectives", None)
     made: Collectives = Collectives() if make is None else make()
@@ -209,9 +185,3 @@ def _device_count(backend: Backend) -> int:
     """Devices of this kind; 0 for the host, which all ranks share."""
     device = backend.device
     return 0 if device.torch_device.type == "cpu" else int(device.module.device_count())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
