@@ -1,4 +1,4 @@
-"""Builds the C++ library while installing. Without a compiler the install succeeds, and dougong uses its torch reference."""
+"""Builds the C++ library while installing. Without a compiler the install succeeds without it; ``doctor`` says so."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def plane_views(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scale_values(scale: float | torch.Tensor) -> torch.Tensor:
-    """A layer's scale as contiguous float32 [1] or [K]; a float32 tensor is used where it lies, so later changes count."""
+    """A layer's scale as contiguous float32 [1] or [K]. A float32 tensor is used in place: later changes count."""
     if isinstance(scale, torch.Tensor):
         return scale.detach().to("cpu", torch.float32).reshape(-1).contiguous()
     return torch.tensor([float(scale)], dtype=torch.float32)

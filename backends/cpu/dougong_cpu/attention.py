@@ -32,6 +32,7 @@ from dougong_cpu.library import load
 __all__ = ["CpuAttention", "CpuPlan"]
 
 _KV_DTYPES = (torch.int8, torch.float8_e4m3fn)
+_MOST_LAYERS = 1024
 
 
 class CpuPlan(Plan):
@@ -136,7 +137,9 @@ class CpuAttention(AttentionKernel):
         if spec.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             refusals.append(Refusal(f"queries in {spec.dtype}", "float32, bfloat16 or float16"))
         if spec.kv_dtype != spec.dtype and spec.kv_dtype not in _KV_DTYPES:
-            refusals.append(Refusal(f"a cache in {spec.kv_dtype} with queries in {spec.dtype}", "int8 or float8_e4m3fn"))
+            refusals.append(
+                Refusal(f"a cache in {spec.kv_dtype} with queries in {spec.dtype}", "int8 or float8_e4m3fn")
+            )
         planes = set(query.layout.planes)
         if not query.ragged and planes != {"k", "v"} and not (spec.latent and planes == {"k"}):
             refusals.append(Refusal(f"cache planes {', '.join(sorted(planes))}", "k and v"))
@@ -153,7 +156,8 @@ class CpuAttention(AttentionKernel):
         self._library = load()
         self._attend = self._library.attend
         self._store = self._library.store
-        self._layers: dict[int, _Layer] = {}
+        self._dtype = spec.dtype
+        self._layers: dict[tuple[int, int], _Layer] = {}
 
     def new_plan(self) -> CpuPlan:
         return CpuPlan()
@@ -165,7 +169,7 @@ class CpuAttention(AttentionKernel):
         if table.stride(-1) != 1:
             table = table.contiguous()
         into.batch = batch
-        into.tensors = (batch.cu_q, view.kv_len, table)
+        into.tensors = (batch.cu_q.contiguous(), view.kv_len.contiguous(), table)
         for tensor in into.tensors:
             assert tensor.dtype == torch.int32, f"{tensor.dtype}: batch metadata is int32"
         step.rows = batch.num_rows
@@ -186,9 +190,8 @@ class CpuAttention(AttentionKernel):
         if type(kv) is RaggedKV:
             self._run_ragged(plan, layer, q, kv, out, lse)
             return
-        known = self._layers.get(id(kv))
-        if known is None or known.cache is not kv or known.args is not layer:
-            known = self._learn(layer, kv)
+        assert q.dtype is self._dtype, f"queries in {q.dtype}; the spec says {self._dtype}"
+        known = self._layers.get((id(kv), id(layer))) or self._learn(layer, kv)
         q_st, q_sh, q_sd = q.stride()
         o_st, o_sh, o_sd = out.stride()
         if q_sd != 1 or o_sd != 1 or lse is not None:
@@ -197,8 +200,10 @@ class CpuAttention(AttentionKernel):
         self._attend(known.address, plan.address, q.data_ptr(), out.data_ptr(), None, q_st, q_sh, o_st, o_sh)  # type: ignore[attr-defined]
 
     def _learn(self, layer: LayerArgs, cache: Any) -> _Layer:
+        if len(self._layers) >= _MOST_LAYERS:  # a host framework that wraps its cache anew in each call
+            self._layers.clear()
         known = _Layer(self.spec, layer, cache)
-        self._layers[id(cache)] = known  # the entry holds the cache, so its id stays taken
+        self._layers[id(cache), id(layer)] = known  # the entry holds both, so their ids stay taken
         return known
 
     def _run_strided(
@@ -236,12 +241,8 @@ class CpuAttention(AttentionKernel):
         self._finish(struct, q, out, lse)
         del keep
 
-    def write(
-        self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor
-    ) -> None:
-        known = self._layers.get(id(cache))
-        if known is None or known.cache is not cache or known.args is not layer:
-            known = self._learn(layer, cache)
+    def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
+        known = self._layers.get((id(cache), id(layer))) or self._learn(layer, cache)
         if k.dtype != self.spec.dtype or v.dtype != self.spec.dtype:
             cache.write_scaled(layer, k, v, slots)  # already in the cache's dtype (swapped in), or widened by a caller
             return

@@ -56,7 +56,8 @@ class Library:
             if lib.dg_sizeof(index) != ctypes.sizeof(struct):
                 raise OSError(
                     f"{path}: built from other sources than this package ({struct.__name__} is "
-                    f"{lib.dg_sizeof(index)} bytes there, {ctypes.sizeof(struct)} here). Run python -m dougong_cpu.build."
+                    f"{lib.dg_sizeof(index)} bytes there, {ctypes.sizeof(struct)} here). "
+                    "Run python -m dougong_cpu.build."
                 )
         self.path = path
         self._lib = lib

@@ -80,6 +80,7 @@ class CpuLinear(LinearKernel):
     def apply(self, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
         if x.dim() != 2 or bias is not None or x.stride(1) != 1:
             return self._apply_general(x, packed, bias)
+        assert x.dtype is self._dtype, f"activations in {x.dtype}; this product was made for {self._dtype}"
         m = x.shape[0]
         y = _empty((m, self._out), dtype=self._dtype)
         self._product(packed.address, x.data_ptr(), y.data_ptr(), m, x.stride(0), threads.count)

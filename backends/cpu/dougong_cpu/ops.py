@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from ctypes import addressof
 
 import torch
@@ -115,7 +116,7 @@ class _Bound:
     def __init__(
         self, shape: QKVShape, table: RopeTable | None, layer: LayerArgs, cache: LayerCache | None, dtype: torch.dtype
     ) -> None:
-        self.shape, self.table, self.layer, self.cache = shape, table, layer, cache
+        self.shape, self.table, self.layer = shape, table, layer
         self.keep: list[torch.Tensor] = []
         struct = Rope(heads=shape.num_heads, norm_offset=shape.norm_offset, eps=shape.eps)
         if cache is not None:
@@ -135,11 +136,26 @@ class _Bound:
             _set_table(struct, table)
         self.struct = struct
         self.address = addressof(struct)
+        self.cache: weakref.ref[LayerCache] | None = None
         self.heads = shape.num_heads
         self.itemsize = dtype.itemsize
 
 
+# Entries go with their cache: this table must not keep the memory of a closed engine, and a cache's id is free for
+# another only after its entry is gone.
 _bound: dict[tuple[int, int, torch.dtype], _Bound] = {}
+
+
+def _bind(
+    shape: QKVShape, table: RopeTable | None, layer: LayerArgs, cache: LayerCache | None, dtype: torch.dtype
+) -> _Bound:
+    if len(_bound) > 4096:
+        _bound.clear()
+    key = (id(shape), id(cache), dtype)
+    bound = _bound[key] = _Bound(shape, table, layer, cache, dtype)
+    if cache is not None:
+        bound.cache = weakref.ref(cache, lambda _: _bound.pop(key, None))
+    return bound
 
 
 def qk_norm_rope_write(
@@ -152,18 +168,10 @@ def qk_norm_rope_write(
     slots: torch.Tensor,
 ) -> torch.Tensor:
     """Norm and rotate q and k of qkv [T, (H+K)·D + K·Dv], store k and v; returns q [T, H, D], a view of ``qkv``."""
-    key = (id(shape), id(cache), qkv.dtype)
-    bound = _bound.get(key)
-    if (
-        bound is None
-        or bound.cache is not cache
-        or bound.layer is not layer
-        or bound.table is not table
-        or bound.shape is not shape
-    ):
-        if len(_bound) > 4096:
-            _bound.clear()
-        bound = _bound[key] = _Bound(shape, table, layer, cache, qkv.dtype)
+    bound = _bound.get((id(shape), id(cache), qkv.dtype))
+    if bound is None or bound.layer is not layer or bound.table is not table:
+        bound = _bind(shape, table, layer, cache, qkv.dtype)
+    assert positions.dtype is torch.int64 and slots.dtype is torch.int64, "positions and slots are int64"
     row, last = qkv.stride()
     if last != 1:
         qkv = qkv.contiguous()

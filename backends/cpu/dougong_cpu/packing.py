@@ -148,7 +148,9 @@ def _blocks(raw: torch.Tensor, shape: tuple[int, int], size: int, name: str) -> 
     rows, columns = shape
     data = raw.reshape(-1).view(torch.uint8)
     if columns % GROUP or data.numel() != rows * columns // GROUP * size:
-        raise ValueError(f"{name} of shape {shape}: expected {rows * columns // GROUP * size} bytes, got {data.numel()}")
+        raise ValueError(
+            f"{name} of shape {shape}: expected {rows * columns // GROUP * size} bytes, got {data.numel()}"
+        )
     return data.reshape(rows, columns // GROUP, size)
 
 

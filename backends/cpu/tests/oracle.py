@@ -1,6 +1,7 @@
 """A straightforward float64 reference of the attention contract, and the cases it is asked about.
 
-It shares no paging code with the kernels: a case holds contiguous K and V per row and scatters them into a poisoned cache.
+It shares no paging code with the kernels: a case holds contiguous K and V per row and scatters them into a poisoned
+cache.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Case:
         return Limits(max_rows=64, max_tokens=4096, max_kv_len=65536, max_blocks=65536)
 
     def paged(self) -> tuple[LayerCache, BatchView]:
-        """A cache of shuffled blocks, NaN wherever nothing was written, and a table with garbage past each row's end."""
+        """A cache of shuffled blocks, NaN where nothing was written, and a table with garbage past each row's end."""
         spec, size = self.spec, self.block
         needed = [-(-n // size) for _, n in self.rows]
         blocks = sum(needed) + 3

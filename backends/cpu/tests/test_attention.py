@@ -19,6 +19,8 @@ def spec(heads: int = 6, kv_heads: int = 2, dim: int = 64, **more: Any) -> Atten
     return AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, **{"dtype": torch.float32, **more})
 
 
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.12 on; 0x4000 is Linux's value
+
 MIXED = [(1, 17), (1, 1), (0, 9), (5, 33), (40, 40), (3, 64), (0, 0), (1, 128)]
 
 
@@ -182,7 +184,7 @@ def test_block_stride_beyond_two_to_the_31(isa: str) -> None:
     case = Case(spec(heads=2, kv_heads=1, dim=32), [(1, 40), (7, 20)])
     cache, batch = case.paged()
     blocks, stride = cache.k.shape[0], 2**31 + 64
-    space = mmap.mmap(-1, (blocks * stride + 16 * 32) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    space = mmap.mmap(-1, (blocks * stride + 16 * 32) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     flat = torch.frombuffer(space, dtype=torch.float32)
     k = flat.as_strided(cache.k.shape, (stride, 32, 32, 1))
     v = flat.as_strided(cache.v.shape, (stride, 32, 32, 1), 16 * 32)
@@ -230,7 +232,9 @@ def test_needle(isa: str) -> None:
     for row, (q_len, n) in enumerate(case.rows):
         codes = torch.where(torch.rand(n, 2, 64, generator=random) < 0.5, -1.0, 1.0)
         case.keys[row] = codes
-        case.values[row] = (torch.arange(n)[:, None, None] % 16 + torch.arange(2)[None, :, None] * 0.5).expand(n, 2, 64).clone()
+        case.values[row] = (
+            (torch.arange(n)[:, None, None] % 16 + torch.arange(2)[None, :, None] * 0.5).expand(n, 2, 64).clone()
+        )
         for j in range(q_len):
             position = n - q_len + j
             target = position // 2

@@ -35,7 +35,9 @@ def weight_in(format: str, n: int, k: int) -> packing.PackedWeight:
 
 
 def kernel(n: int, k: int, dtype: torch.dtype = torch.float32, format: str = "int4", group: int = 32) -> CpuLinear:
-    return CpuLinear(LinearQuery(in_features=k, out_features=n, dtype=dtype, format=format, group_size=group), CpuDevice())
+    return CpuLinear(
+        LinearQuery(in_features=k, out_features=n, dtype=dtype, format=format, group_size=group), CpuDevice()
+    )
 
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -62,7 +64,12 @@ def test_dtypes_bias_strides_and_batches(isa: str, dtype: torch.dtype, format: s
     exact = packing.unpack(packed).double()
     bias = normal(n, seed=9).to(dtype)
     limit = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}[dtype]
-    for x in (normal(3, k).to(dtype), normal(2, 5, k).to(dtype), normal(4, 3 * k).to(dtype)[:, 5 : 5 + k], normal(k, 3).to(dtype).T):
+    for x in (
+        normal(3, k).to(dtype),
+        normal(2, 5, k).to(dtype),
+        normal(4, 3 * k).to(dtype)[:, 5 : 5 + k],
+        normal(k, 3).to(dtype).T,
+    ):
         want = x.double() @ exact.T
         assert linear.apply(x, packed).dtype == dtype
         assert error(linear.apply(x, packed), want) < limit

@@ -59,7 +59,11 @@ def test_add_rms_norm(isa: str, dtype: torch.dtype) -> None:
 def test_gated(isa: str, dtype: torch.dtype, op: str) -> None:
     from dougong_cpu import ops
 
-    for x in (normal(3, 192, dtype=dtype) * 4, normal(2, 2, 38, dtype=dtype), torch.tensor([[-200.0, 200.0, 0.0, 1.0, 1.0, 1.0]]).to(dtype)):
+    for x in (
+        normal(3, 192, dtype=dtype) * 4,
+        normal(2, 2, 38, dtype=dtype),
+        torch.tensor([[-200.0, 200.0, 0.0, 1.0, 1.0, 1.0]]).to(dtype),
+    ):
         agree(getattr(ops, op)(x), getattr(reference, op)(x))
 
 
@@ -79,9 +83,7 @@ def make_cache(layout: Any, kv_dtype: torch.dtype, dtype: torch.dtype, dim: int 
     from dougong_cpu.attention import CpuAttention
     from dougong_cpu.device import CpuDevice
 
-    spec = AttentionSpec(
-        num_heads=4, num_kv_heads=2, head_dim=dim, head_dim_v=dim_v, dtype=dtype, kv_dtype=kv_dtype
-    )
+    spec = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=dim, head_dim_v=dim_v, dtype=dtype, kv_dtype=kv_dtype)
     group = KVGroup(index=0, layers=(0,), spec=spec, layout=layout, manager_block=8, kernel_block=8)
     device = CpuDevice()
     cache, other = device.empty_cache(group, 4), device.empty_cache(group, 4)
@@ -115,7 +117,9 @@ def test_qk_norm_rope_write(isa: str, dtype: torch.dtype, norms: float | None, l
     from dougong_cpu import ops
 
     _, cache, other = make_cache(layout, dtype if kv == "same" else kv, dtype)
-    weights = {} if norms is None else {"q_norm": normal(64, dtype=dtype, seed=4), "k_norm": normal(64, dtype=dtype, seed=5)}
+    weights = (
+        {} if norms is None else {"q_norm": normal(64, dtype=dtype, seed=4), "k_norm": normal(64, dtype=dtype, seed=5)}
+    )
     shape = QKVShape(4, 2, 64, 64, norm_offset=norms or 0.0, **weights)
     table = RopeTable(normal(40, 64, seed=6))
     layer = LayerArgs(k_scale=0.05, v_scale=0.04) if kv != "same" else LayerArgs()
@@ -139,7 +143,15 @@ def test_rope_without_table_or_cache(isa: str) -> None:
 
     shape = QKVShape(4, 2, 64, 64)
     qkv = normal(2, 8 * 64)
-    got = ops.qk_norm_rope_write(qkv.clone(), shape, None, torch.zeros(2, dtype=torch.int64), LayerArgs(), None, torch.zeros(2, dtype=torch.int64))
+    got = ops.qk_norm_rope_write(
+        qkv.clone(),
+        shape,
+        None,
+        torch.zeros(2, dtype=torch.int64),
+        LayerArgs(),
+        None,
+        torch.zeros(2, dtype=torch.int64),
+    )
     assert torch.equal(got, qkv[:, :256].view(2, 4, 64))
 
 
@@ -149,7 +161,9 @@ def test_conversions_are_exact(isa: str) -> None:
 
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     codes = codes[codes.isfinite()]
-    edges = torch.cat((codes, (codes[1:] + codes[:-1]) / 2, codes * 1.03, torch.tensor([0.0, -0.0, 2.0**-10, 1000.0, math.nan])))
+    edges = torch.cat(
+        (codes, (codes[1:] + codes[:-1]) / 2, codes * 1.03, torch.tensor([0.0, -0.0, 2.0**-10, 1000.0, math.nan]))
+    )
     padded = torch.zeros(-(-edges.numel() // 128) * 128)
     padded[: edges.numel()] = edges
     kernel, cache, other = make_cache(NHD, torch.float8_e4m3fn, torch.float32)
@@ -160,7 +174,9 @@ def test_conversions_are_exact(isa: str) -> None:
     assert torch.equal(cache.k.float().nan_to_num(77), other.k.float().nan_to_num(77))
     for dtype in (torch.bfloat16, torch.float16):
         kernel, cache, other = make_cache(NHD, dtype, dtype)
-        values = torch.cat((edges * 0.37, edges * 1e-5, edges * 1e-8, torch.tensor([65504.0, 65519.0, 65520.0, 1e-8, math.inf])))
+        values = torch.cat(
+            (edges * 0.37, edges * 1e-5, edges * 1e-8, torch.tensor([65504.0, 65519.0, 65520.0, 1e-8, math.inf]))
+        )
         wide = torch.ones(64, values.numel()).mul_(values).T.contiguous()  # each value in a row of its own
         weight = torch.ones(64)
         got = ops.rms_norm(wide.to(dtype), weight.to(dtype), 1e-6)

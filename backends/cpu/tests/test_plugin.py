@@ -71,7 +71,9 @@ def test_without_the_library_the_reason_says_what_to_install(tmp_path: Path) -> 
         "print(b.device.facts()['native library'])\n"
     )
     environment = {**os.environ, "DOUGONG_CPU_LIBRARY": str(tmp_path / "missing.so")}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert out.startswith("torch reference | native library not built")
     assert "install g++" in out.splitlines()[1]
 
@@ -85,7 +87,9 @@ def test_an_unknown_instruction_set_is_refused_by_name() -> None:
 def test_the_environment_chooses_the_instruction_set() -> None:
     code = "from dougong_cpu.library import load; print(load().isa)"
     environment = {**os.environ, library.ENV_ISA: "base"}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert out.strip() == "base"
 
 
@@ -114,7 +118,8 @@ def test_kernels_survive_a_fork() -> None:
         "from dougong_cpu import threads\n"
         "from dougong_cpu.linear import CpuLinear\n"
         "from dougong_cpu.device import CpuDevice\n"
-        "l = CpuLinear(LinearQuery(in_features=64, out_features=256, dtype=torch.float32, format='int8'), CpuDevice())\n"
+        "q = LinearQuery(in_features=64, out_features=256, dtype=torch.float32, format='int8')\n"
+        "l = CpuLinear(q, CpuDevice())\n"
         "p = l.prepare(torch.ones(256, 64)); threads.count = 3; x = torch.ones(2, 64)\n"
         "want = l.apply(x, p)\n"
         "child = os.fork()\n"
@@ -123,3 +128,21 @@ def test_kernels_survive_a_fork() -> None:
         "raise SystemExit(os.waitpid(child, 0)[1])\n"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_a_closed_engines_cache_is_let_go() -> None:
+    import gc
+    import weakref
+
+    from test_ops import NHD, make_cache
+
+    from dougong.hal import LayerArgs, QKVShape
+    from dougong_cpu import ops
+
+    _, cache, _ = make_cache(NHD, torch.float32, torch.float32)
+    one = torch.zeros(1, dtype=torch.int64)
+    ops.qk_norm_rope_write(torch.zeros(1, 512), QKVShape(4, 2, 64, 64), None, one, LayerArgs(), cache, one)
+    held = weakref.ref(cache)
+    del cache, _
+    gc.collect()
+    assert held() is None

@@ -29,6 +29,15 @@ DG_INLINE vf nibble(vi words, int j, vf lut) {
 #endif
 }
 
+DG_INLINE vf centred(vi words, int j, vf lut) {  // the code minus 8; lut holds that
+#if defined(__AVX512F__)
+  return nibble(words, j, lut);
+#else
+  (void)lut;
+  return to_float(((words >> (4 * j)) & 15) - 8);
+#endif
+}
+
 DG_INLINE vf nibble_table(int zero) {
   vf t{};
   for (int i = 0; i < W; i++) t[i] = (float)(i - zero);
@@ -111,7 +120,8 @@ DG_INLINE void decode(const char* panel, int64_t group, int col, Use use) {
 
 struct Product {
   DgLinear a;
-  const float* x;  // packed rows: tiles of `tile_rows`, each [K][tile_rows]
+  const float* x;     // packed rows: tiles of `tile_rows`, each [K][tile_rows]
+  const float* sums;  // few rows of 4-bit weights: sums of x over each group [K/32][tile_rows], else null
   int64_t k_pad, panel;
   int tile_rows;
 };
@@ -168,6 +178,54 @@ template <int F, int R, int NV> void direct(const Product& p, const char* panel,
   }
 }
 
+// Four bits and very few rows: sums of (code - 8) * x per group, to which scale and minimum are applied once. One
+// operation per weight less than decoding, which is what counts until there are rows to share it. Codes are centred
+// so that the two terms do not cancel.
+template <int F, int R, int NV> void direct_codes(const Product& p, const char* panel, const float* xt, float* out) {
+  constexpr bool minimum = F == DG_W_I4_MIN;
+  constexpr int head = minimum ? kPanel * 4 : kPanel * 2;
+  constexpr int S = R * NV <= 4 ? 2 : 1;
+  const vf lut = nibble_table(8);
+  for (int col = 0; col < kPanel; col += NV * W) {
+    vf y[R][NV];
+    each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { y[r][v] = vf{}; }); });
+    const float *x = xt, *sums = p.sums;
+    const char* g = panel;
+    for (int64_t group = 0; group < p.k_pad / kGroup; group++, x += kGroup * R, sums += R, g += head + kGroup * kPanel / 2) {
+      vf acc[S][R][NV];
+      each<S>(DG_EACH(c) { each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { acc[c][r][v] = vf{}; }); }); });
+      each<4>(DG_EACH(word) {
+        vi codes[NV];
+        each<NV>(DG_EACH(v) { memcpy(&codes[v], g + head + word * (kPanel * 4) + (col + v * W) * 4, W * 4); });
+        each<8>(DG_EACH(j) {
+          each<R>(DG_EACH(r) {
+            const vf xv = set1(x[(word * 8 + j) * R + r]);
+            each<NV>(DG_EACH(v) {
+              vf& sum = acc[j % S][r][v];
+              sum = fma(centred(codes[v], j, lut), xv, sum);
+            });
+          });
+        });
+      });
+      each<NV>(DG_EACH(v) {
+        const vf d = load((const f16*)g + col + v * W);
+        const vf m = minimum ? fma(d, set1(8.f), load((const f16*)g + kPanel + col + v * W)) : vf{};
+        each<R>(DG_EACH(r) {
+          const vf total = S == 2 ? acc[0][r][v] + acc[S - 1][r][v] : acc[0][r][v];
+          y[r][v] = fma(total, d, y[r][v]);
+          if (minimum) y[r][v] = fma(m, set1(sums[r]), y[r][v]);
+        });
+      });
+    }
+    each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { store(out + r * kPanel + col + v * W, y[r][v]); }); });
+  }
+}
+
+template <int F, int R, int NV> DG_INLINE void few(const Product& p, const char* panel, const float* xt, float* out) {
+  if constexpr (F == DG_W_I4_MIN || F == DG_W_I4_SYM) direct_codes<F, R, (R >= 4 && NV > 2 ? 2 : NV)>(p, panel, xt, out);
+  else direct<F, R, NV>(p, panel, xt, out);
+}
+
 // b [K][64] float32.
 template <int R> void dense_tile(const float* xt, const float* b, int64_t k, float* out) {
   for (int col = 0; col < kPanel; col += 2 * W)
@@ -202,9 +260,9 @@ template <int F> void product_panel(void* ctx, int64_t index) {
   alignas(64) float out[12 * kPanel];
   if (p.a.m <= kDirect) {
     switch (p.tile_rows) {
-      case 1: direct<F, 1, NV>(p, panel, x, out); break;
-      case 2: direct<F, 2, NV>(p, panel, x, out); break;
-      case 4: direct<F, 4, NV>(p, panel, x, out); break;
+      case 1: few<F, 1, NV>(p, panel, x, out); break;
+      case 2: few<F, 2, NV>(p, panel, x, out); break;
+      case 4: few<F, 4, NV>(p, panel, x, out); break;
 #if defined(__AVX512F__) || defined(__aarch64__)
       case 8: direct<F, 8, 2>(p, panel, x, out); break;
       case 12: direct<F, 12, 2>(p, panel, x, out); break;
@@ -264,12 +322,24 @@ void linear(const DgLinear* a) {
     p.tile_rows = tile_height((a->m + tiles - 1) / tiles, true);
   }
   const int64_t rows = ((int64_t)a->m + p.tile_rows - 1) / p.tile_rows * p.tile_rows;
-  float* x = (float*)dg_scratch(1, sizeof(float) * rows * p.k_pad);
+  float* x = (float*)dg_scratch(1, sizeof(float) * rows * (p.k_pad + p.k_pad / kGroup));
   p.x = x;
+  p.sums = nullptr;
   switch (a->x_dtype) {
     case DG_F32: pack_rows<float>(*a, p.k_pad, p.tile_rows, x); break;
     case DG_BF16: pack_rows<bf16>(*a, p.k_pad, p.tile_rows, x); break;
     case DG_F16: pack_rows<f16>(*a, p.k_pad, p.tile_rows, x); break;
+  }
+  if (a->m <= 4 && (a->format == DG_W_I4_MIN || a->format == DG_W_I4_SYM)) {
+    float* sums = x + rows * p.k_pad;
+    p.sums = sums;
+    const int R = p.tile_rows;
+    for (int64_t g = 0; g < p.k_pad / kGroup; g++)
+      for (int r = 0; r < R; r++) {
+        float sum = 0.f;
+        for (int i = 0; i < kGroup; i++) sum += x[(g * kGroup + i) * R + r];
+        sums[g * R + r] = sum;
+      }
   }
   switch (a->format) {
     case DG_W_F32: return run_format<DG_W_F32>(p);

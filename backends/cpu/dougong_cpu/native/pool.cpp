@@ -12,50 +12,74 @@
 
 namespace {
 
+// How long a thread looks for work, or for the others to finish, before it sleeps: a step has hundreds of short
+// parallel regions a few microseconds apart, and waking a sleeper takes longer than most of them.
+constexpr int kSpins = 2000;
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 struct Pool {
   std::mutex mutex, use;
   std::condition_variable start, done;
   std::atomic<int64_t> next{0};
+  std::atomic<int> running{0};
+  // Number of the region, and in the low 16 bits how many helpers take part: one word, so that a helper that is not
+  // wanted never mixes two regions up. Those wanted are done before the next region starts.
+  std::atomic<uint64_t> region{0};
   int64_t n = 0;
   void (*body)(void*, int64_t) = nullptr;
   void* ctx = nullptr;
-  uint64_t generation = 0;
-  int wanted = 0, running = 0, threads = 0;
+  int threads = 0;
 
   void work() {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(ctx, i);
   }
+  uint64_t await(uint64_t seen) {
+    for (int i = 0; i < kSpins; i++, relax()) {
+      const uint64_t now = region.load(std::memory_order_acquire);
+      if (now != seen) return now;
+    }
+    std::unique_lock<std::mutex> lock(mutex);
+    start.wait(lock, [&] { return region.load(std::memory_order_acquire) != seen; });
+    return region.load(std::memory_order_acquire);
+  }
   void loop(int id, uint64_t seen) {
     for (;;) {
-      {
-        std::unique_lock<std::mutex> lock(mutex);
-        start.wait(lock, [&] { return generation != seen; });
-        seen = generation;
-        if (id >= wanted) continue;
-      }
+      seen = await(seen);
+      if (id >= (int)(seen & 0xffff)) continue;
       work();
-      std::lock_guard<std::mutex> lock(mutex);
-      if (--running == 0) done.notify_one();
+      if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
     }
   }
   void run(int64_t count, int helpers, void (*f)(void*, int64_t), void* c) {
     std::lock_guard<std::mutex> one(use);  // one parallel region at a time
     {
       std::lock_guard<std::mutex> lock(mutex);
+      const uint64_t seen = region.load(std::memory_order_relaxed);
       while (threads < helpers) {
         const int id = threads++;
-        const uint64_t seen = generation;
         std::thread([this, id, seen] { loop(id, seen); }).detach();
       }
       n = count, body = f, ctx = c;
       next.store(0, std::memory_order_relaxed);
-      wanted = running = helpers;
-      generation++;
+      running.store(helpers, std::memory_order_relaxed);
+      region.store(((seen >> 16) + 1) << 16 | (uint64_t)helpers, std::memory_order_release);
     }
     start.notify_all();
     work();
+    for (int i = 0; i < kSpins; i++, relax())
+      if (running.load(std::memory_order_acquire) == 0) return;
     std::unique_lock<std::mutex> lock(mutex);
-    done.wait(lock, [&] { return running == 0; });
+    done.wait(lock, [&] { return running.load(std::memory_order_acquire) == 0; });
   }
 };
 
@@ -73,7 +97,8 @@ thread_local Buffers buffers;
 }  // namespace
 
 void dg_parallel(int64_t n, int threads, void (*body)(void*, int64_t), void* ctx) {
-  const int helpers = (int)((n < threads ? n : threads) - 1);
+  int64_t helpers = (n < threads ? n : threads) - 1;
+  if (helpers > 1000) helpers = 1000;
   if (helpers <= 0 || inside) {
     for (int64_t i = 0; i < n; i++) body(ctx, i);
     return;
@@ -84,7 +109,7 @@ void dg_parallel(int64_t n, int threads, void (*body)(void*, int64_t), void* ctx
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
   });
   inside = true;
-  pool->run(n, helpers, body, ctx);
+  pool->run(n, (int)helpers, body, ctx);
   inside = false;
 }
 
