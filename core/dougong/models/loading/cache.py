@@ -107,6 +107,7 @@ def _write_weights(source: GGUFWeights, target: Path) -> None:
     for name, shape in source.shapes().items():
         tensors[name] = source.read(WeightSpec(name, tuple(shape))).float().contiguous()
     save_file(tensors, target, metadata={"format": "pt"})
+    target.chmod(0o644)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

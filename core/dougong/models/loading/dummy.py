@@ -30,7 +30,8 @@ class DummyWeights(WeightSource):
     def read(self, spec: WeightSpec, rows: slice = ALL, columns: slice = ALL) -> torch.Tensor:
         if spec.init == "normal":
             generator = torch.Generator(self._device)
-            generator.manual_seed((self.seed << 32) ^ zlib.crc32(spec.name.encode()))
+            # Some generators look at the low 32 bits only.
+            generator.manual_seed(zlib.crc32(f"{self.seed}:{spec.name}".encode()))
             full = torch.empty(spec.shape, dtype=self._dtype, device=self._device)
             full.normal_(0.0, self._deviation, generator=generator)
         else:

@@ -1,0 +1,91 @@
+"""Writes small GGUF files with ggml's own writer and quantiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+
+
+def gguf_name(name: str) -> str:
+    if name in _TOP:
+        return _TOP[name]
+    if name == "lm_head.weight":
+        return "output.weight"
+    _, _, index, rest = name.split(".", 3)
+    stem, _, kind = rest.rpartition(".")
+    return f"blk.{index}.{_LAYER[stem]}.{kind}"
+
+
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of query and key in GGUF's order: within a head 0, D/2, 1, D/2+1 …"""
+    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path: Path, model: Any, kind: str, *, architecture: str = "llama", **metadata: Any) -> None:
+    """A transformers Llama as a GGUF file; matrices in block format ``kind``, the embedding in F16, norms in F32."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    for key, value in metadata.items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    _add_tokenizer(writer, config)
+    tied = config.tie_word_embeddings
+    for name, weight in model.state_dict().items():
+        if tied and name == "lm_head.weight":
+            continue
+        if ".q_proj." in name:
+            weight = interleave(weight, config.num_attention_heads)
+        elif ".k_proj." in name:
+            weight = interleave(weight, config.num_key_value_heads)
+        values = weight.float().numpy()
+        stored = "F32" if values.ndim == 1 else "F16" if "embed" in name else kind
+        type = gguf.GGMLQuantizationType[stored]
+        if stored in ("F32", "F16"):
+            writer.add_tensor(gguf_name(name), values.astype({"F32": np.float32, "F16": np.float16}[stored]))
+        else:
+            writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, type), raw_dtype=type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Byte-level BPE: three special tokens, printable letters, one merge."""
+    letters = [chr(code) for code in range(ord("!"), ord("!") + 80)] + ["Ġ"]
+    tokens = ["<pad>", "<s>", "</s>", *letters, "he"]
+    tokens += [f"<unused{index}>" for index in range(config.vocab_size - len(tokens))]
+    special = {index for index, token in enumerate(tokens) if token.startswith("<") and len(token) > 1}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if index in special else 1 for index in range(len(tokens))])
+    writer.add_token_merges(["h e"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template("{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}")
