@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
-from dougong_kernels.config import ExtendConfig, SplitConfig, configs_for
+from dougong_kernels.config import ExtendConfig, Settings, SplitConfig, configs_for
 from dougong_kernels.paged import PagedAttention, Shape
 from dougong_kernels.testing import make_problem, reference, relative_error
 
@@ -92,10 +92,10 @@ class Case:
             2 * rows * length * kv_heads * dim * 2 if kind == "decode" else 2 * rows * length * length * heads * dim
         )
 
-    def make(self, split: SplitConfig, extend: ExtendConfig, invariant: bool = False) -> Any:
+    def make(self, settings: Settings, invariant: bool = False) -> Any:
         attention = PagedAttention(
             self.shape, max_rows=max(8, self.rows), max_tokens=self.q.shape[0], max_kv_len=self.length, cores=cores(),
-            device=DEV, split=split, extend=extend, batch_invariant=invariant,
+            device=DEV, settings=settings, batch_invariant=invariant,
         )  # fmt: skip
         plan = attention.new_plan()
         again = lambda: attention.plan(  # noqa: E731
@@ -142,12 +142,18 @@ def rows_of(a: argparse.Namespace) -> list[tuple[str, int, int, int, int]]:
     return rows + parse(a.prefill, "prefill", "32/8")
 
 
+def settings_of(kind: str, config: Any) -> Settings:
+    """One candidate, everything else as it is."""
+    if kind == "decode":
+        return Settings(config, configs_for(target(), 128).extend)
+    return Settings(configs_for(target(), 128).split, config)
+
+
 def _compile_one(job: tuple[str, Any, int]) -> str:
     kind, config, page = job
-    split, extend = configs_for(target(), 128)
     try:
         case = Case(kind, 1, 256, 32, 8, 128, page)
-        case.make(config if kind == "decode" else split, extend if kind == "decode" else config)[0]()
+        case.make(settings_of(kind, config))[0]()
         torch.cuda.synchronize()
     except Exception as error:
         return f"{config}: {type(error).__name__}: {str(error)[:200]}"
@@ -165,12 +171,12 @@ def compile_all(jobs: list[tuple[str, Any, int]]) -> None:
 
 def time_rows(a: argparse.Namespace) -> list[str]:
     flush = torch.empty(128 << 20, dtype=torch.int8, device=DEV)
-    split, extend = configs_for(target(), 128)
+    settings = configs_for(target(), 128)
     table = []
     for kind, rows, length, heads, kv_heads in rows_of(a):
         try:
             case = Case(kind, rows, length, heads, kv_heads, 128, a.page)
-            run, again = case.make(split, extend)
+            run, again = case.make(settings)
             begin = time.perf_counter()
             run()
             torch.cuda.synchronize()
@@ -192,7 +198,7 @@ def time_rows(a: argparse.Namespace) -> list[str]:
                 unit="GB/s" if kind == "decode" else "TFLOP/s", error=round(error, 6), first_s=round(first, 2), peer=peer,
             )  # fmt: skip
             if kind == "decode" and a.invariant:
-                fixed, _ = case.make(split, extend, invariant=True)
+                fixed, _ = case.make(settings, invariant=True)
                 row["invariant_us"] = round(bench(fixed, a.iters, flush), 2)
             print(json.dumps(row), flush=True)
             ratio = f"{case.rate(min(us, graph)) / peer:5.2f}x" if peer else "     -"
@@ -222,7 +228,6 @@ def extend_candidates() -> list[ExtendConfig]:
 def tune(a: argparse.Namespace) -> list[str]:
     flush = torch.empty(128 << 20, dtype=torch.int8, device=DEV)
     table, deadline = [], time.monotonic() + a.budget
-    base_split, base_extend = configs_for(target(), 128)
     splits, extends = split_candidates(), extend_candidates()
     if a.only == "decode":
         extends = []
@@ -242,7 +247,7 @@ def tune(a: argparse.Namespace) -> list[str]:
                 table.append("out of time")
                 break
             try:
-                run, _ = case.make(config, base_extend) if kind == "decode" else case.make(base_split, config)
+                run, _ = case.make(settings_of(kind, config))
                 case.out.fill_(float("nan"))
                 us = bench(graph_of(run), 9, flush)
                 error = case.error()
@@ -324,12 +329,12 @@ def check(a: argparse.Namespace) -> list[str]:
         name, shape, q_lens, kv_lens, more = case
         wide = "kv_dtype" not in more
         exact = more.get("dtype") == torch.float32
-        split, extend = configs_for(target(), shape.head_dim, latent=shape.latent, wide=wide, exact=exact)
+        settings = configs_for(target(), shape.head_dim, latent=shape.latent, wide=wide, exact=exact)
         problem = make_problem(shape, q_lens, kv_lens, seed=len(name), **more)
         for invariant in (False, True):
             attention = PagedAttention(
-                shape, max_rows=16, max_tokens=1024, max_kv_len=4096, cores=cores(), device=DEV, split=split,
-                extend=extend, batch_invariant=invariant,
+                shape, max_rows=16, max_tokens=1024, max_kv_len=4096, cores=cores(), device=DEV, settings=settings,
+                batch_invariant=invariant,
             )  # fmt: skip
             runs[name, invariant] = problem, attention, problem.run(attention)
 
@@ -367,9 +372,9 @@ def check(a: argparse.Namespace) -> list[str]:
 def check_invariance() -> str:
     """Each row alone gives the bits it gives in the batch."""
     shape = check_cases()[0][1]
-    split, extend = configs_for(target(), 128)
+    settings = configs_for(target(), 128)
     attention = PagedAttention(
-        shape, max_rows=16, max_tokens=1024, max_kv_len=4096, cores=cores(), device=DEV, split=split, extend=extend,
+        shape, max_rows=16, max_tokens=1024, max_kv_len=4096, cores=cores(), device=DEV, settings=settings,
         batch_invariant=True,
     )  # fmt: skip
     problem = make_problem(shape, [1, 1, 1, 77], [4000, 100, 1500, 600])
@@ -388,9 +393,9 @@ def check_invariance() -> str:
 def check_graph() -> str:
     """A captured mixed batch, replayed with other lengths, composition and another block table."""
     shape = check_cases()[0][1]
-    split, extend = configs_for(target(), 128)
+    settings = configs_for(target(), 128)
     attention = PagedAttention(
-        shape, max_rows=16, max_tokens=1024, max_kv_len=8192, cores=cores(), device=DEV, split=split, extend=extend
+        shape, max_rows=16, max_tokens=1024, max_kv_len=8192, cores=cores(), device=DEV, settings=settings
     )
     plan = attention.new_plan()
     first = make_problem(shape, [1, 1, 60, 66], [40, 500, 60, 200])

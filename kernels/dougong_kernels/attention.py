@@ -114,13 +114,13 @@ class TritonAttention(AttentionKernel):
 
     def _make(self, block_size: int) -> PagedAttention:
         spec, limits = self.spec, self.limits
-        split, extend = configs_for(
+        settings = configs_for(
             target_name(self._where), max(spec.head_dim, spec.head_dim_v), latent=spec.latent, wide=not self._narrow,
             exact=spec.dtype == torch.float32,
         )  # fmt: skip
         return PagedAttention(
             self._shape(block_size), max_rows=limits.max_rows, max_tokens=limits.max_tokens,
-            max_kv_len=limits.max_kv_len, cores=cores(self._where), device=self._where, split=split, extend=extend,
+            max_kv_len=limits.max_kv_len, cores=cores(self._where), device=self._where, settings=settings,
             batch_invariant=self.invariant,
         )  # fmt: skip
 

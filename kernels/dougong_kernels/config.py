@@ -7,12 +7,12 @@ is tried out at serve time: the first request pays for compilation only.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["ExtendConfig", "SplitConfig", "config_class", "configs_for", "table_for"]
+__all__ = ["ExtendConfig", "Settings", "SplitConfig", "config_class", "configs_for", "table_for"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,16 @@ class ExtendConfig:
     heads_outer: bool = False
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a kernel object is made with. `few` serves batches of up to `few_rows` rows, where merging costs most."""
+
+    split: SplitConfig
+    extend: ExtendConfig
+    few: SplitConfig | None = None
+    few_rows: int = 0
+
+
 def config_class(head_dim: int, latent: bool, wide: bool, exact: bool) -> str:
     """The table's key. `wide`: the cache's dtype has as many bytes as the queries' (not int8 or fp8)."""
     if latent:
@@ -65,14 +75,16 @@ def table_for(target: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 def configs_for(
     target: str, head_dim: int, *, latent: bool = False, wide: bool = True, exact: bool = False
-) -> tuple[SplitConfig, ExtendConfig]:
+) -> Settings:
     """Settings for a head dim on a target: the tuned ones where the table has them, safe ones elsewhere.
 
     `exact`: products in float32, which no matrix unit does; they want small tiles.
     """
     entry = table_for(target).get(config_class(head_dim, latent, wide, exact), {})
     split, extend = _safe(target, head_dim, latent, exact)
-    return replace(split, **entry.get("split", {})), replace(extend, **entry.get("extend", {}))
+    split, extend = replace(split, **entry.get("split", {})), replace(extend, **entry.get("extend", {}))
+    few = entry.get("few")
+    return Settings(split, extend, replace(split, **few) if few else None, entry.get("few_rows", {}).get("rows", 0))
 
 
 def _safe(target: str, head_dim: int, latent: bool, exact: bool) -> tuple[SplitConfig, ExtendConfig]:
@@ -94,8 +106,3 @@ def _safe(target: str, head_dim: int, latent: bool, exact: bool) -> tuple[SplitC
         SplitConfig(4, 64, 4, 3 if cuda else 2, 2, 2),
         ExtendConfig(128, 64, 8 if cuda else 4, 2),
     )
-
-
-def as_entry(split: SplitConfig, extend: ExtendConfig) -> dict[str, dict[str, Any]]:
-    """What `tuning/*.json` holds for one class."""
-    return {"split": asdict(split), "extend": asdict(extend)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dougong_kernels.config import ExtendConfig, SplitConfig
+from dougong_kernels.config import Settings, SplitConfig
 from dougong_kernels.launch import Launcher, aligned
 from dougong_kernels.triton.extend import extend_kernel
 from dougong_kernels.triton.planning import plan_kernel
@@ -20,6 +20,7 @@ __all__ = ["PagedAttention", "PagedPlan", "Shape"]
 
 _PLAN, _SPLIT, _EXTEND = Launcher(plan_kernel), Launcher(split_kernel), Launcher(extend_kernel)
 
+_MAX_TILE_ROWS = 64
 _SPEC_TOKENS = 8
 """Batches whose longest row has at most this many queries (drafts to verify) go through the split kernel whole."""
 
@@ -51,11 +52,25 @@ class Shape:
     """Products in float32: for float32 models, and for the interpreter, whose bfloat16 products are wrong."""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How the split kernel cuts work: heads in a tile, keys in a tile, head groups, programs, key tiles in a unit."""
+
+    config: SplitConfig
+    heads: int
+    keys: int
+    groups: int
+    programs: int
+    unit_tiles: int
+    slots: int
+
+
 @dataclass
 class PagedPlan:
     """One step's work lists. Device buffers are made once and keep their addresses.
 
-    `launched` is what a captured graph holds: (split kernel, its queries per row, extend kernel's item bound).
+    `launched` is what a captured graph holds: (the split kernel's queries per row, the extend kernel's item bound);
+    `cut` says how the split kernel was set up.
     """
 
     head: torch.Tensor
@@ -65,6 +80,7 @@ class PagedPlan:
     rows: torch.Tensor
     items: torch.Tensor
     split_tokens: int = 0
+    cut: Cut | None = None
     max_items: int = 0
     num_tokens: int = 0
     launched: tuple[int, int] | None = None
@@ -86,12 +102,11 @@ class PagedAttention:
         max_kv_len: int,
         cores: int,
         device: torch.device | str,
-        split: SplitConfig,
-        extend: ExtendConfig,
+        settings: Settings,
         batch_invariant: bool = False,
     ) -> None:
-        self.shape, self.split, self.extend = shape, split, extend
-        self.max_rows, self.max_tokens = max_rows, max_tokens
+        self.shape, self.settings, self.extend = shape, settings, settings.extend
+        self.max_rows, self.max_tokens, self.max_kv_len, self.cores = max_rows, max_tokens, max_kv_len, cores
         self.device = torch.device(device)
         self.invariant = batch_invariant
         s = shape
@@ -100,45 +115,49 @@ class PagedAttention:
         self.d_main = s.head_dim_v if s.latent else s.head_dim
         self.d_pad = max(16, _pow2(self.d_main))
         self.dv_pad = max(16, _pow2(s.head_dim_v))
-        # Split kernel: kv heads of a tile, query heads of a kv head.
-        limit = 64
-        self.gb = min(self.group, limit)
-        hpt = min(split.heads_per_tile, limit // self.gb, max(1, split.columns // 16))
-        while s.num_kv_heads % hpt or hpt & (hpt - 1):
-            hpt -= 1
-        self.hpt = hpt
-        self.block_n = max(16, split.columns // hpt) if hpt == 1 else split.columns // hpt
-        self.pieces = -(-self.group // self.gb)
-        self.groups = (s.num_kv_heads // hpt) * self.pieces
-        self.programs = cores * split.per_core
+        # Query heads of a kv head in one tile of the split kernel.
+        self.gb = min(self.group, _MAX_TILE_ROWS)
+        self.many = self._cut(settings.split, 1)
+        self.few = self.many if settings.few is None else self._cut(settings.few, 1)
+        # Drafts: the tile's rows are queries too.
+        self.drafts = self._cut(settings.few or settings.split, _SPEC_TOKENS)
+        self.programs = max(cut.programs for cut in (self.many, self.few, self.drafts))
         # Extend kernel.
-        self.egb = min(self.group, extend.rows)
-        self.eqt = extend.rows // self.egb
+        self.egb = min(self.group, self.extend.rows)
+        self.eqt = self.extend.rows // self.egb
         self.egroups = s.num_kv_heads * -(-self.group // self.egb)
-        self.unit_tiles = 1
-        self.max_units = 0
-        slots = 2 * self.programs
-        if batch_invariant:
-            # Cut sizes depend on the longest sequence allowed and on nothing in the batch.
-            tiles = -(-max_kv_len // self.block_n)
-            self.unit_tiles = _pow2(max(-(-512 // self.block_n), -(-tiles // 32)))
-            per_row = -(-tiles // self.unit_tiles)
-            slots = max_rows * per_row * self.groups if per_row > 1 else 1
-        self._slots = slots
-        self._work: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.counters = torch.zeros(max_rows * self.groups, dtype=torch.int32, device=self.device)
+        self._work: dict[tuple[Cut, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        groups = s.num_kv_heads * -(-self.group // self.gb)
+        self.counters = torch.zeros(max_rows * groups, dtype=torch.int32, device=self.device)
         self._calls: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self._workspace(1)
+        self._workspace(self.many, 1)
         self._null = torch.zeros(1, dtype=torch.float32, device=self.device)
 
-    def _workspace(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cut(self, config: SplitConfig, tokens: int) -> Cut:
+        kv_heads = self.shape.num_kv_heads
+        heads = min(config.heads_per_tile, _MAX_TILE_ROWS // min(_MAX_TILE_ROWS, self.gb * tokens), config.columns // 16)
+        heads = max(1, heads)
+        while kv_heads % heads or heads & (heads - 1):
+            heads -= 1
+        keys = max(16 // heads, config.columns // heads)
+        groups = kv_heads // heads * -(-self.group // self.gb)
+        programs = self.cores * config.per_core
+        if not self.invariant:
+            return Cut(config, heads, keys, groups, programs, 1, 2 * programs)
+        # Pieces whose size depends on the longest sequence allowed and on nothing in the batch.
+        tiles = -(-self.max_kv_len // keys)
+        unit = _pow2(max(-(-512 // keys), -(-tiles // 32)))
+        units = -(-tiles // unit)
+        return Cut(config, heads, keys, groups, programs, unit, self.max_rows * units * groups if units > 1 else 1)
+
+    def _workspace(self, cut: Cut, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Partial results [slots, rows of a tile, Dv] and their LSE, float32."""
-        found = self._work.get(tokens)
+        found = self._work.get((cut, tokens))
         if found is None:
-            rows = tokens * self.gb * self.hpt
-            acc = torch.empty(self._slots * rows * self.dv_pad, dtype=torch.float32, device=self.device)
-            found = acc, torch.empty(self._slots * rows, dtype=torch.float32, device=self.device)
-            self._work[tokens] = found
+            rows = cut.slots * tokens * self.gb * cut.heads
+            acc = torch.empty(rows * self.dv_pad, dtype=torch.float32, device=self.device)
+            found = acc, torch.empty(rows, dtype=torch.float32, device=self.device)
+            self._work[cut, tokens] = found
         return found
 
     def new_plan(self) -> PagedPlan:
@@ -172,16 +191,21 @@ class PagedAttention:
         host_cu_q [B+1] on the host tells which kernels a mixed batch needs; without it both are launched.
         """
         short, items = self._paths(num_rows, num_tokens, max_q_len, host_cu_q)
-        if into.launched is not None:
+        if into.launched is None:
+            few = num_rows <= self.settings.few_rows and not self.invariant
+            into.cut = self.drafts if short > 1 else self.few if few else self.many
+        else:
             short, items = self._fit(into.launched, short, items, num_rows, num_tokens, max_q_len)
         into.split_tokens, into.max_items, into.num_tokens = short, items, num_tokens
         into.keep = (cu_q, kv_len, table)
+        cut = into.cut
+        assert cut is not None
         if num_rows == 0:
             into.head.zero_()
             return
         block = min(1024, max(64, _pow2(max(self.max_rows, self.programs))))
         constants = (
-            self.eqt, self.block_n, self.shape.causal, self.shape.window, max(1, self.max_rows.bit_length()), block
+            self.eqt, cut.keys, self.shape.causal, self.shape.window, max(1, self.max_rows.bit_length()), block
         )  # fmt: skip
         address = cu_q if table is None else table
         _PLAN(
@@ -189,8 +213,8 @@ class PagedAttention:
             (1, 1, 1),
             (
                 cu_q, kv_len, address, into.head, into.prefix, into.tiles, into.starts, into.rows, into.items,
-                num_rows, short, self.groups, self.programs, 1 if self.invariant else self.split.min_units,
-                self.unit_tiles, 0 if table is None else table.stride(0), *constants,
+                num_rows, short, cut.groups, cut.programs, 1 if self.invariant else cut.config.min_units,
+                cut.unit_tiles, 0 if table is None else table.stride(0), *constants,
             ),
             {"num_warps": min(8, max(1, block // 128))},
         )  # fmt: skip
@@ -201,7 +225,7 @@ class PagedAttention:
         """(queries of a row in the split kernel, 0 for not launched; bound on the extend kernel's items)."""
         if max_q_len <= 1:
             return 1, 0
-        if max_q_len <= _SPEC_TOKENS and not self.invariant and self.group * _SPEC_TOKENS <= 128:
+        if max_q_len <= _SPEC_TOKENS and not self.invariant and self.gb * _SPEC_TOKENS <= _MAX_TILE_ROWS:
             return _SPEC_TOKENS, 0
         if host_cu_q is None or torch.any(host_cu_q[1 : num_rows + 1] - host_cu_q[:num_rows] == 1):
             return 1, num_tokens // self.eqt + num_rows
@@ -224,7 +248,7 @@ class PagedAttention:
         return short, bound
 
     def constants(
-        self, tokens: int, *, scales: bool = False, lse: bool = False, same: bool = False
+        self, cut: Cut, tokens: int, *, scales: bool = False, lse: bool = False, same: bool = False
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Constexprs and options of the split kernel (for rows of up to `tokens` queries) and of the extend kernel."""
         s, e = self.shape, self.extend
@@ -235,12 +259,12 @@ class PagedAttention:
             SAME=same,
         )  # fmt: skip
         tokens = max(1, tokens)
-        block_m = max(16, _pow2(tokens * self.gb * self.hpt))
+        block_m = max(16, _pow2(tokens * self.gb * cut.heads))
         split = dict(
-            both, unit_tiles=self.unit_tiles, GB=self.gb, HPT=self.hpt, BLOCK_M=block_m, QT=tokens,
-            BLOCK_N=self.block_n, FIXED=self.invariant, STAGES=self.split.stages, num_warps=self.split.warps,
+            both, unit_tiles=cut.unit_tiles, GB=self.gb, HPT=cut.heads, BLOCK_M=block_m, QT=tokens,
+            BLOCK_N=cut.keys, FIXED=self.invariant, STAGES=cut.config.stages, num_warps=cut.config.warps,
             # As many parts in flight as 128 registers hold.
-            AT_ONCE=max(1, min(8, 128 * 32 * self.split.warps // (block_m * self.dv_pad))),
+            AT_ONCE=max(1, min(8, 128 * 32 * cut.config.warps // (block_m * self.dv_pad))),
         )  # fmt: skip
         extend = dict(
             both, GB=self.egb, BLOCK_M=e.rows, QT=self.eqt, BLOCK_N=e.keys, HEADS_OUTER=e.heads_outer,
@@ -250,12 +274,14 @@ class PagedAttention:
             extend["maxnreg"] = e.max_registers
         return split, extend
 
-    def _call(self, name: str, tokens: int, scales: bool, lse: bool, same: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _call(
+        self, name: str, cut: Cut, tokens: int, scales: bool, lse: bool, same: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The constexprs of a launch in the kernel's order, and its options."""
-        key = name, tokens, scales, lse, same
+        key = name, cut, tokens, scales, lse, same
         found = self._calls.get(key)
         if found is None:
-            split, extend = self.constants(tokens, scales=scales, lse=lse, same=same)
+            split, extend = self.constants(cut, tokens, scales=scales, lse=lse, same=same)
             kernel, values = (split_kernel, split) if name == "split" else (extend_kernel, extend)
             ordered = tuple(values.pop(arg) for arg in kernel.arg_names if arg in values)
             found = self._calls[key] = ordered, values
@@ -311,17 +337,19 @@ class PagedAttention:
             q.dtype, k.dtype, out.dtype, q.device.index, sinks is not None and sinks.dtype,
             slopes is not None and slopes.dtype,
         )  # fmt: skip
+        cut = plan.cut
+        assert cut is not None
         if tokens:
-            acc, acc_lse = self._workspace(tokens)
-            constants, options = self._call("split", tokens, scaled, lse is not None, same)
+            acc, acc_lse = self._workspace(cut, tokens)
+            constants, options = self._call("split", cut, tokens, scaled, lse is not None, same)
             _SPLIT(
-                (constants, key, self.split.warps), (self.programs, 1, 1),
+                (constants, key, cut.config.warps), (cut.programs, 1, 1),
                 (q, k, v, out, lse, plan.head, plan.prefix, plan.starts, plan.rows, kv_start, acc, acc_lse,
                  self.counters, *layer, *strides, *constants),
                 options,
             )  # fmt: skip
         if plan.max_items:
-            constants, options = self._call("extend", 0, scaled, lse is not None, same)
+            constants, options = self._call("extend", cut, 0, scaled, lse is not None, same)
             _EXTEND(
                 (constants, key, self.extend.warps, self.extend.max_registers), (plan.max_items * self.egroups, 1, 1),
                 (q, k, v, out, lse, plan.head, plan.items, plan.rows, kv_start, *layer, *strides, plan.max_items,

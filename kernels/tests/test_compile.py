@@ -29,9 +29,9 @@ def launches() -> Any:
 
     def attention(target: str, s: Shape, dtype: str, kv: str, tokens: int = 1, invariant: bool = False) -> Any:
         width = max(s.head_dim, s.head_dim_v)
-        one, many = configs_for(target, width, latent=s.latent, wide=kv == dtype, exact=dtype == "fp32")
+        settings = configs_for(target, width, latent=s.latent, wide=kv == dtype, exact=dtype == "fp32")
         paged = PagedAttention(
-            s, max_rows=4, max_tokens=64, max_kv_len=4096, cores=4, device="cpu", split=one, extend=many,
+            s, max_rows=4, max_tokens=64, max_kv_len=4096, cores=4, device="cpu", settings=settings,
             batch_invariant=invariant,
         )  # fmt: skip
         scales = kv != dtype
@@ -46,7 +46,7 @@ def launches() -> Any:
             slopes="*fp32" if s.alibi else None, scale="fp32", softcap="fp32", max_items="i32",
         )  # fmt: skip
         for kernel, constants in zip(
-            (split.split_kernel, extend.extend_kernel), paged.constants(tokens, scales=scales, lse=True, same=True), strict=True
+            (split.split_kernel, extend.extend_kernel), paged.constants(paged.many, tokens, scales=scales, lse=True, same=True), strict=True
         ):
             yield kernel, shared | constants
 

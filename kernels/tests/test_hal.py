@@ -18,7 +18,6 @@ from dougong.hal import (
     KVGroup,
     KVLayout,
     LayerArgs,
-    LayerCache,
     Limits,
     LinearQuery,
     RaggedKV,
@@ -46,15 +45,13 @@ def build(kernel: type, spec: AttentionSpec, layout: KVLayout, block: int) -> An
     return kernel(spec, group, Limits(max_rows=4, max_tokens=64, max_kv_len=128, max_blocks=16), Here())
 
 
-@pytest.mark.parametrize("kernel", [TritonAttention, BatchInvariantTritonAttention])
-@pytest.mark.parametrize("layout", [NHD, HND], ids=lambda layout: layout.name)
 @pytest.mark.parametrize(
-    "more",
+    ("more", "layout", "kernel"),
     [
-        {},
-        dict(window=9, softcap=4.0, sinks=True, alibi=True, lse=True),
-        dict(kv_dtype=torch.int8, head_dim_v=16),
-        dict(kv_dtype=torch.float8_e4m3fn),
+        ({}, HND, TritonAttention),
+        (dict(window=9, softcap=4.0, sinks=True, alibi=True, lse=True), NHD, TritonAttention),
+        (dict(kv_dtype=torch.int8, head_dim_v=16), HND, BatchInvariantTritonAttention),
+        (dict(kv_dtype=torch.float8_e4m3fn), NHD, TritonAttention),
     ],
     ids=["plain", "features", "int8", "fp8"],
 )

@@ -63,9 +63,10 @@ def test_rope(dim: int, rotary: int, interleaved: bool) -> None:
     close(write.rope(x, table, positions), reference.rope(x, table, positions))
 
 
-@pytest.mark.parametrize("layout", [NHD, HND], ids=lambda layout: layout.name)
-@pytest.mark.parametrize("norm", [None, 0.0, 1.0])
-@pytest.mark.parametrize("kv_dtype", [F16, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("kv_dtype", "norm", "layout"),
+    [(F16, None, NHD), (F16, 0.0, HND), (F16, 1.0, NHD), (torch.int8, 0.0, HND), (torch.float8_e4m3fn, 0.0, NHD)],
+)
 def test_qk_norm_rope_write(kv_dtype: torch.dtype, norm: float | None, layout: KVLayout) -> None:
     dim, rotary, heads, kv_heads = 40, 24, 5, 5
     weights = (None, None) if norm is None else (torch.randn(dim).to(F16), torch.randn(dim).to(F16))
@@ -125,9 +126,9 @@ MIN_P = torch.tensor([0, 0.1, 0, 0.05, 0, 0.2])
 
 
 @pytest.mark.parametrize("limits", [(None, None, None), (K, None, None), (None, P, None), (None, None, MIN_P), (K, P, MIN_P)])
-@pytest.mark.parametrize("vocabulary", [300, 9000])
+@pytest.mark.parametrize("vocabulary", [300, 4500])
 def test_sample_draws_what_the_reference_draws(limits: tuple, vocabulary: int) -> None:
-    if vocabulary > 1000 and limits[1] is not None:
+    if vocabulary > 1000 and any(limit is not None for limit in limits[:2]):
         vocabulary = 2300
     logits = torch.randn(6, vocabulary) * 3
     heat = torch.tensor([0.0, 1, 0.7, 1.5, 1, 1])
@@ -138,15 +139,15 @@ def test_sample_draws_what_the_reference_draws(limits: tuple, vocabulary: int) -
 
 
 def test_greedy_takes_the_lowest_of_equals_and_top_k_keeps_ties() -> None:
-    logits = torch.zeros(2, 9000)
-    logits[0, [77, 8000]] = 1.0
+    logits = torch.zeros(2, 300)
+    logits[0, [77, 280]] = 1.0
     zero = torch.zeros(2)
     assert draw.sample(logits, zero, None, None, None, torch.arange(2), torch.arange(2)).tolist() == [77, 0]
     drawn = {
         int(draw.sample(logits[:1], torch.ones(1), torch.ones(1, dtype=torch.int64), None, None, torch.tensor([s]), torch.zeros(1, dtype=torch.int64))[0])
-        for s in range(12)
+        for s in range(6)
     }
-    assert drawn == {77, 8000}
+    assert drawn == {77, 280}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 9, 16])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dougong_kernels.config import ExtendConfig, SplitConfig
+from dougong_kernels.config import ExtendConfig, Settings, SplitConfig
 from dougong_kernels.paged import PagedAttention, Shape
 from dougong_kernels.target import interpreted
 from dougong_kernels.testing import make_problem, reference, relative_error
@@ -25,9 +25,12 @@ def shape(h: int = 4, k: int = 2, d: int = 32, dv: int = 0, n: int = 16, **more:
     )  # fmt: skip
 
 
-def attention(s: Shape, device: str, split: SplitConfig = SPLIT, extend: ExtendConfig = EXTEND, **more: Any) -> Any:
+def attention(
+    s: Shape, device: str, split: SplitConfig = SPLIT, extend: ExtendConfig = EXTEND, few: Any = None, **more: Any
+) -> Any:
     return PagedAttention(
-        s, max_rows=8, max_tokens=64, max_kv_len=2048, cores=2, device=device, split=split, extend=extend, **more
+        s, max_rows=8, max_tokens=64, max_kv_len=2048, cores=2, device=device,
+        settings=Settings(split, extend, few, 2 if few else 0), **more
     )
 
 
@@ -86,6 +89,12 @@ def test_edges_of_blocks_and_tiles(length: int, device: str) -> None:
     verify(shape(window=16), ([10], [length]), device)
 
 
+def test_few_rows_have_settings_of_their_own(device: str) -> None:
+    few = replace(SPLIT, heads_per_tile=1, columns=16)
+    verify(shape(), ([1, 1], [70, 33]), device, few=few)
+    verify(shape(), ([1, 1, 1], [70, 33, 1]), device, few=few)
+
+
 def test_window_edges(device: str) -> None:
     for window in (1, 15, 16, 17, 200):
         verify(shape(window=window), ([1, 1], [33, 48]), device)
@@ -133,10 +142,9 @@ def test_float32(device: str) -> None:
 def test_batch_invariant_rows_keep_their_bits(device: str) -> None:
     s = shape()
     a = attention(s, device, batch_invariant=True)
-    a.unit_tiles = 2
+    a.many = replace(a.many, unit_tiles=2, slots=8 * 40 * a.many.groups)
     q_lens, kv_lens = [1, 1, 20, 1], [300, 33, 30, 100]
     problem = make_problem(s, q_lens, kv_lens, dtype=torch.float16, device=device)
-    a._slots, a._work = 8 * 40 * a.groups, {}
     whole, _ = problem.run(a)
     want, _ = reference(problem)
     assert relative_error(whole, want) < 2e-3
