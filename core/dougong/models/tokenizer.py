@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ def get_tokenizer(
     Raises:
         ModelLoadError: there is none, or it does not fit the model.
     """
-    from transformers import AutoTokenizer
-
     from dougong.models.loading.source import resolve_model
 
     folder = resolve_model(str(name), revision=revision, weights=False).folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        tokenizer = _loader(folder).from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelLoadError(
             f"no tokenizer can be loaded from {folder}: {type(error).__name__}: {error}. Name another with tokenizer=, "
@@ -42,3 +41,23 @@ def get_tokenizer(
                 f"its vocabulary; e.g. {beyond[0]!r}); it belongs to another model."
             )
     return tokenizer
+
+
+def _loader(folder: Path) -> Any:
+    """The class that loads ``folder``'s tokenizer: the one it names where that is the plain one, since asking
+    AutoTokenizer imports every model's config first (seconds)."""
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        named = {}
+    if (
+        isinstance(named, dict)
+        and named.get("tokenizer_class") == "PreTrainedTokenizerFast"
+        and "auto_map" not in named
+    ):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer

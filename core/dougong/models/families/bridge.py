@@ -81,7 +81,7 @@ class TransformersForCausalLM(CausalLM):
             AutoConfig.from_pretrained(str(source.folder)) if isinstance(source, SafetensorsWeights) else self.config.hf
         )
         try:
-            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            kind: Any = AutoModelForCausalLM._model_mapping[type(config)]
         except KeyError:
             raise UnsupportedModelError(
                 f"{architecture} (model type {config.model_type!r}) is no causal language model of the "
@@ -291,9 +291,9 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from dougong.models.loading.gguf import GGUFWeights
 from dougong.models.loading.gguf_tokenizer import write_tokenizer
 from dougong.models.weights import WeightSpec
 
-__all__ = ["cache_root", "file_key", "unpack_gguf"]
+__all__ = ["cache_root", "file_key", "is_unpacked", "unpack_gguf"]
 
 #: Part of the key: raised whenever the folder's content would be made differently.
 _FORMAT = 1
@@ -49,6 +49,11 @@ def file_key(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_unpacked(folder: Path) -> bool:
+    """Whether ``folder`` was made here."""
+    return (folder / _MARK).is_file()
+
+
 def unpack_gguf(path: Path, *, weights: bool = True) -> Path:
     """The folder of ``path``, made if it is not there. Safe among processes: one makes it, the others wait.
 
@@ -60,14 +65,14 @@ def unpack_gguf(path: Path, *, weights: bool = True) -> Path:
     name = f"{path.stem}-{file_key(path)}" + ("" if weights else "-config")
     root = cache_root() / "models"
     folder = root / name
-    if (folder / _MARK).is_file():
+    if is_unpacked(folder):
         return folder
     from filelock import FileLock
 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{name}.lock"):
-            if not (folder / _MARK).is_file():
+            if not is_unpacked(folder):
                 _make(path, folder, weights)
     except OSError as error:
         raise ModelLoadError(

@@ -8,7 +8,10 @@ from typing import Any
 
 from dougong.errors import ModelLoadError, UnsupportedModelError
 
-__all__ = ["GGUFArchitecture", "architecture_of", "config_dict"]
+__all__ = ["COMPLETE_CONFIGS", "GGUFArchitecture", "architecture_of", "config_dict"]
+
+#: Model types for which ``config_dict`` leaves nothing to transformers' defaults.
+COMPLETE_CONFIGS = frozenset({"llama", "qwen2", "qwen3"})
 
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -136,8 +139,9 @@ def config_dict(metadata: Mapping[str, Any], path: object, *, tied: bool, vocab_
     }
     config.update(_rope(metadata, arch, head_dim, path))
     window = metadata.get(f"{arch}.attention.sliding_window")
-    if window and arch in ("mistral", "phi3", "gemma2", "gemma3"):
-        config["sliding_window"] = window
+    if arch in ("mistral", "phi3", "gemma2", "gemma3"):
+        # Named even where there is none: transformers' own default is a window.
+        config["sliding_window"] = window or None
     for theirs, ours in (("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping",) * 2):
         if f"{arch}.{theirs}" in metadata:
             config[ours] = metadata[f"{arch}.{theirs}"]

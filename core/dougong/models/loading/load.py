@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from dougong.hal import Backend, Collectives, dtype_name
 from dougong.models.base import CausalLM
 from dougong.models.build import Builder
 from dougong.models.config import ModelConfig, torch_dtype
+from dougong.models.loading.cache import is_unpacked
 from dougong.models.loading.dummy import DummyWeights
+from dougong.models.loading.gguf_names import COMPLETE_CONFIGS
 from dougong.models.loading.safetensors import SafetensorsWeights, find_safetensors
 from dougong.models.loading.source import ModelFiles, resolve_model
 from dougong.models.quantization import WeightFormat, find_format
@@ -99,6 +102,10 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> ModelConfig
         raise ModelLoadError(f"cannot read {path}: {error}.") from error
     if not isinstance(content, dict) or not content.get("model_type"):
         raise ModelLoadError(f"{path} names no model_type; it is not a transformers config.")
+    if is_unpacked(folder) and content["model_type"] in COMPLETE_CONFIGS:
+        # Written by this package with every field that counts: transformers, whose configs take seconds to import,
+        # has nothing to add.
+        return ModelConfig.from_transformers(SimpleNamespace(**content), generation=_generation(folder))
     from transformers import AutoConfig
 
     try:
