@@ -157,9 +157,9 @@ def _values(
         draw[0] *= 8
     elif kind == "flat":  # all keys weigh the same: the mean of V
         draw[0] *= 0
-    elif kind == "cold":  # every logit far below any finite sentinel: about -2e5 (with scale 1)
-        draw[0] = draw[0] * 0.01 - 40
-        draw[1] = draw[1] * 0.01 + 5000 / p["D"] ** 1.0
+    elif kind == "cold":  # every logit far below any finite sentinel: about -2e5 (with scale 1), exact in float32
+        draw[0] = torch.round(draw[0] * 0.5) / 8 - 40
+        draw[1] = (draw[1] > 2).float() / 8 + 78
     elif kind == "cold_half":  # about -6e4 to -5e4, reachable in float16
         draw[0] = draw[0] * 0.01 - 60.0
         draw[1] = draw[1] * 0.01 + 60000.0 / 60.0 / p["D"]

@@ -12,9 +12,10 @@ __all__ = ["Resolver"]
 
 
 class Resolver:
-    """What ``own`` means for a backend."""
+    """What ``own`` means for a backend. ``guard``: closed pages behind every tensor, not only where a case asks."""
 
-    def __init__(self, facts: Mapping[str, Any], manifest: Manifest) -> None:
+    def __init__(self, facts: Mapping[str, Any], manifest: Manifest, *, guard: bool = False) -> None:
+        self.guard = guard and facts["device_type"] == "cpu"
         layouts = [layout for layout in facts["layouts"] if layout["planes"]]
         self.layouts = {layout["name"]: layout for layout in layouts}
         first = next((one for one in layouts if manifest.declares(f"layout:{one['name']}")), layouts[0])
@@ -38,6 +39,8 @@ class Resolver:
             out["planes"] = named["planes"]
         if not out.get("block"):
             out["block"] = self.block if out["layout"] == self.layout else (named["default"] if named else 16)
+        if self.guard and "H" in out and out.get("stride", "plain") == "plain":
+            out["guard"] = True
         rows = out.get("rows")
         if rows is not None:
             out["rows"] = [[length(q, out["block"]), length(kv, out["block"])] for q, kv in rows]

@@ -28,9 +28,10 @@ class Runner:
     worker: Worker
     manifest: Manifest
     today: datetime.date
+    guard: bool = False
 
     def __post_init__(self) -> None:
-        self.resolver = Resolver(self.worker.facts, self.manifest)
+        self.resolver = Resolver(self.worker.facts, self.manifest, guard=self.guard)
         self.tolerance = CLASSES[self.manifest.tolerance]
 
     def run(self, cases: Sequence[Case], progress: Callable[[Result], None] | None = None) -> Iterator[Result]:

@@ -37,10 +37,6 @@ def guard_pages_work() -> bool:
     return hasattr(mmap, "MAP_ANONYMOUS") and hasattr(ctypes, "CDLL") and mmap.PAGESIZE > 0
 
 
-#: Addresses whose page is closed for good: they are never unmapped, so a stray pointer cannot meet new memory there.
-_closed: list[Any] = []
-
-
 def trapped_copy(x: torch.Tensor) -> torch.Tensor:
     """A contiguous copy of ``x`` (host memory) whose last byte lies directly before a page that cannot be touched.
 
@@ -52,7 +48,6 @@ def trapped_copy(x: torch.Tensor) -> torch.Tensor:
     base = ctypes.addressof(ctypes.c_char.from_buffer(region))
     if _libc().mprotect(base + inside, _PAGE, 0) != 0:
         raise OSError(ctypes.get_errno(), "mprotect")
-    _closed.append(region)
     whole = torch.frombuffer(region, dtype=torch.uint8, count=inside)
     # dtypes wider than a byte need an aligned start: the page's end is aligned, so the tail is too
     flat = whole[inside - count :].view(x.dtype) if count else torch.empty(0, dtype=x.dtype)

@@ -77,7 +77,7 @@ def _turn(x: torch.Tensor, params: dict[str, Any], positions: torch.Tensor) -> t
 
 def _rope(params: dict[str, Any], x: _Tensors, tensors: _Tensors, u: float, least: float) -> Judgement:
     want, size = _turn(x["x"].double(), params, x["positions"])
-    return judge_elements(tensors["y"], want, want.abs() * u * 1.05 + size * 2.0**-21 + least, "y")
+    return judge_elements(tensors["y"], want, want.abs() * u * 1.5 + size * 2.0**-21 + least, "y")
 
 
 def _merge(params: dict[str, Any], x: _Tensors, tensors: _Tensors, u: float, least: float) -> Judgement:

@@ -1,0 +1,32 @@
+"""``selftest``: the suite proves that it catches what it should."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.console import Console
+
+__all__ = ["selftest"]
+
+
+def selftest(
+    only: list[str] = typer.Option([], "--only", "-k", help="Mutants whose name holds this text."),
+    honest: bool = typer.Option(True, help="Run the honest backends and the cheats too."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object with killed, equivalent and survivors."),
+) -> None:
+    """Plant bugs in honest backends and see each killed by the case named for it."""
+    from dougong_compat.selftest.prove import prove
+
+    console = Console(stderr=True)
+    outcome = prove(only, honest=honest, say=None if as_json else lambda text: console.print(text, markup=False, soft_wrap=True))
+    if as_json:
+        print(json.dumps(outcome))
+    else:
+        console.print(
+            f"{len(outcome['killed'])} killed, {len(outcome['equivalent'])} equivalent, {len(outcome['survivors'])} survive; "
+            f"honest backends and cheats: {'as they should be' if not outcome['wrong'] else outcome['wrong']}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    total = len(outcome["killed"]) + len(outcome["survivors"])
+    raise typer.Exit(0 if not outcome["wrong"] and (not total or len(outcome["killed"]) >= 0.95 * total) else 1)

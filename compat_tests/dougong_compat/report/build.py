@@ -1,0 +1,100 @@
+"""report.json, schema v1: all that a run found, for machines."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dougong_compat import SUITE_VERSION, __version__
+from dougong_compat.case import LEVELS, Case
+from dougong_compat.honesty import FLOORS, Verdict, mustpass_hash
+from dougong_compat.manifest import Manifest
+from dougong_compat.outcome import Outcome, Result
+
+__all__ = ["SCHEMA", "build", "load", "reproduction", "schema"]
+
+SCHEMA = 1
+
+
+def schema() -> dict[str, Any]:
+    """The published JSON Schema of report.json."""
+    text = resources.files("dougong_compat").joinpath("report", "schema-v1.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def reproduction(backend: str, case_id: str, seed: int) -> str:
+    """The one line that runs a case again."""
+    return f"dougong compat repro --backend {backend} --seed {seed} '{case_id}'"
+
+
+def build(
+    *,
+    profile: str,
+    facts: Mapping[str, Any],
+    manifest: Manifest,
+    cases: Sequence[Case],
+    results: Sequence[Result],
+    verdict: Verdict,
+    seconds: float,
+    restarts: int = 0,
+    performance: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The report of a run."""
+    totals = Counter(result.outcome for result in results)
+    floors = FLOORS[profile]
+    levels = {}
+    for level in LEVELS:
+        there = [result for result in results if result.level == level]
+        margins = [result.margin for result in there if result.margin is not None and result.outcome is Outcome.PASS]
+        levels[level] = {
+            "required": sum(1 for case in cases if case.level == level),
+            "floor": floors[level],
+            "executed": sum(1 for result in there if result.outcome.executed),
+            "passed": sum(1 for result in there if result.outcome is Outcome.PASS),
+            "worst_margin": round(max(margins), 6) if margins else None,
+        }
+    rows = []
+    for result in results:
+        row = result.to_json()
+        if result.outcome.bad or result.outcome is Outcome.WAIVED:
+            row["reproduce"] = reproduction(str(facts["backend"]), result.case_id, result.seed)
+        rows.append(row)
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict.word,
+        "reasons": verdict.reasons,
+        "totals": {outcome.value.lower(): totals.get(outcome, 0) for outcome in Outcome} | {"cases": len(results)},
+        "backend": facts["backend"],
+        "profile": profile,
+        "suite": {
+            "version": __version__,
+            "seed_version": SUITE_VERSION,
+            "cases_sha256": mustpass_hash(case.id for case in cases),
+        },
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "worker_restarts": restarts,
+        "manifest": manifest.to_json(),
+        "environment": dict(facts),
+        "levels": levels,
+        "cases": rows,
+        "performance": [dict(row) for row in performance],
+    }
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a report.
+
+    Raises:
+        ValueError: it is no report of a schema that this suite knows.
+    """
+    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or "cases" not in data:
+        raise ValueError(f"{path} is not a conformance report of schema {SCHEMA}")
+    return data

@@ -1,0 +1,195 @@
+"""The report as one HTML file: no script, no network, light and dark, wide and narrow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from html import escape
+from typing import Any
+
+from dougong_compat.report.plots import margin_strip, stacked_bar
+
+__all__ = ["html"]
+
+_STYLE = """
+:root{color-scheme:light dark;--bg:#fbfaf8;--fg:#1d1b18;--dim:#6b665e;--line:#dfdad2;--card:#fff;--good:#2f7d4f;
+--bad:#b3261e;--skip:#b9b2a6;--warn:#9a6b00;--mark:#8a5a2b}
+@media(prefers-color-scheme:dark){:root{--bg:#171614;--fg:#ece8e1;--dim:#a19a8e;--line:#36322c;--card:#1f1d1a;
+--good:#6cc08b;--bad:#f2877d;--skip:#5a544b;--warn:#e0b354;--mark:#d0a070}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:72rem;margin:0 auto;padding:2rem 1.25rem 4rem}
+h1{font-size:1.7rem;margin:0 0 .25rem;letter-spacing:-.01em}h2{font-size:1.15rem;margin:2.5rem 0 .75rem}
+p{margin:.4rem 0}.dim{color:var(--dim)}code,pre{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.86em}
+.verdict{display:inline-block;font-weight:650;padding:.1rem .6rem;border-radius:.35rem;border:1px solid currentColor}
+.CONFORMANT{color:var(--good)}.NOT{color:var(--bad)}.INVALID{color:var(--warn)}
+.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.5rem;background:var(--card)}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:.4rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}th{color:var(--dim);font-weight:550}
+.ok{color:var(--good)}.no{color:var(--bad);font-weight:650}.un{color:var(--dim)}
+.fail{border:1px solid var(--line);border-left:3px solid var(--bad);background:var(--card);border-radius:.4rem;
+padding:.6rem .8rem;margin:.6rem 0;overflow-wrap:anywhere}
+.fail pre{margin:.4rem 0 0;white-space:pre-wrap}
+details>summary{cursor:pointer}svg{display:block;width:100%;height:auto}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
+figure{margin:0;padding:.75rem;border:1px solid var(--line);border-radius:.5rem;background:var(--card)}
+figcaption{font-size:.85rem;color:var(--dim);margin-top:.25rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:0}dt{color:var(--dim)}dd{margin:0;
+overflow-wrap:anywhere}
+@media(max-width:36rem){main{padding:1.25rem .9rem 3rem}h1{font-size:1.35rem}dl{grid-template-columns:1fr}
+dd{margin-bottom:.5rem}th,td{padding:.35rem .5rem}.plots{grid-template-columns:1fr}}
+"""
+
+_BAD = ("FAIL", "ERROR", "CRASH", "TIMEOUT", "XPASS")
+_LEVEL_NAMES = {
+    "L0": "device and memory", "L1": "op numerics", "L2": "paged-KV semantics", "L3": "engine parity",
+    "L4": "determinism and stress",
+}  # fmt: skip
+
+
+def html(report: dict[str, Any], needs: dict[str, tuple[str, ...]] | None = None) -> str:
+    """The page. ``needs``: case id -> capabilities, for the matrix."""
+    word, totals = report["verdict"], report["totals"]
+    failed = sum(totals[name.lower()] for name in _BAD)
+    parts = [
+        f"<h1>{escape(report['backend'])} <span class='verdict {word}'>{word}</span></h1>",
+        f"<p>Profile <b>{report['profile']}</b>: {totals['cases']} cases, {totals['pass']} passed, {failed} failed, "
+        f"{totals['unsupported']} refused, {totals['waived']} waived, in {report['seconds']:.0f} s.</p>",
+        f"<p class='dim'>{escape(report['environment'].get('device', ''))} · suite {report['suite']['version']} · "
+        f"{escape(report['when'])} · tolerance {report['manifest']['tolerance']}</p>",
+    ]
+    parts += [f"<p class='{word}'>{escape(reason)}</p>" for reason in report["reasons"]]
+    parts.append(_levels(report))
+    parts.append(_failures(report))
+    parts.append(_matrix(report, needs or {}))
+    parts.append(_margins(report))
+    if report["performance"]:
+        parts.append(_performance(report))
+    parts.append(_environment(report))
+    title = f"{escape(report['backend'])}: {word.lower()} ({report['profile']})"
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _levels(report: dict[str, Any]) -> str:
+    rows = []
+    for name, level in report["levels"].items():
+        if not level["required"]:
+            continue
+        outcomes = [case["outcome"] for case in report["cases"] if case["level"] == name]
+        bad = sum(outcome in _BAD for outcome in outcomes)
+        skipped = len(outcomes) - level["passed"] - bad
+        margin = "" if level["worst_margin"] is None else f"{level['worst_margin']:.2f}"
+        rows.append(
+            f"<tr><td>{name} <span class='dim'>{_LEVEL_NAMES[name]}</span></td><td>{level['required']}</td>"
+            f"<td>{level['executed']}</td><td>{level['floor']}</td><td class='ok'>{level['passed']}</td>"
+            f"<td class='{'no' if bad else 'un'}'>{bad}</td><td class='un'>{skipped}</td><td>{margin}</td>"
+            f"<td style='min-width:9rem'>{stacked_bar(level['passed'], bad, skipped)}</td></tr>"
+        )
+    head = "".join(f"<th>{name}</th>" for name in ("level", "cases", "executed", "floor", "passed", "failed", "refused", "margin", ""))
+    return f"<h2>Levels</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _failures(report: dict[str, Any]) -> str:
+    bad = [case for case in report["cases"] if case["outcome"] in _BAD]
+    if not bad:
+        return "<h2>Failures</h2><p>None.</p>"
+    shown = []
+    for case in bad[:200]:
+        link = f" · <a href='{escape(case['link'])}'>upstream</a>" if case.get("link") else ""
+        shown.append(
+            f"<div class='fail'><b>{case['outcome']}</b> <code>{escape(case['id'])}</code>{link}<br>"
+            f"{escape(case.get('message', ''))}<pre>{escape(case.get('reproduce', ''))}</pre></div>"
+        )
+    more = f"<p class='dim'>and {len(bad) - 200} more in report.json</p>" if len(bad) > 200 else ""
+    return f"<h2>Failures ({len(bad)})</h2>{''.join(shown)}{more}"
+
+
+def _matrix(report: dict[str, Any], needs: dict[str, tuple[str, ...]]) -> str:
+    """Capability by outcome: passed of those run, or refused."""
+    found: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for case in report["cases"]:
+        column = 0 if case["outcome"] == "PASS" else 1 if case["outcome"] in _BAD else 2
+        for need in needs.get(case["id"], ()):
+            found[need][column] += 1
+    if not found:
+        return ""
+    capabilities = report["manifest"]["capabilities"]
+    rows = []
+    for need in sorted(found, key=_order):
+        good, bad, refused = found[need]
+        state = f"<span class='no'>{bad} failed</span>" if bad else ("<span class='ok'>yes</span>" if good else "<span class='un'>refused</span>")
+        rows.append(
+            f"<tr><td><code>{escape(need)}</code></td><td>{'yes' if _declared(need, capabilities) else 'no'}</td><td>{state}</td>"
+            f"<td>{good}</td><td>{bad}</td><td>{refused}</td></tr>"
+        )
+    head = "".join(f"<th>{name}</th>" for name in ("capability", "declared", "holds", "passed", "failed", "refused"))
+    return f"<h2>Capabilities</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _order(need: str) -> tuple[str, int, str]:
+    family, _, member = need.partition(":")
+    return family, int(member) if member.isdigit() else 0, member
+
+
+def _declared(need: str, capabilities: dict[str, Any]) -> bool:
+    from dougong_compat.manifest import FAMILIES
+
+    family, _, member = need.partition(":")
+    if not member:
+        return bool(capabilities.get(family))
+    listed = capabilities.get(FAMILIES.get(family, ""), [])
+    return listed == "any" or member in listed
+
+
+def _margins(report: dict[str, Any]) -> str:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for case in report["cases"]:
+        if case.get("margin") is not None and case["outcome"] == "PASS":
+            groups["/".join(case["id"].split("/")[:3])].append(float(case["margin"]))
+    plots = [
+        f"<figure>{margin_strip(values)}<figcaption>{escape(name)}: {len(values)} cases, worst {max(values):.2f} of its bound"
+        "</figcaption></figure>"
+        for name, values in sorted(groups.items())
+        if max(values) > 0
+    ]
+    if not plots:
+        return ""
+    return (
+        "<h2>Margins</h2><p class='dim'>Error over bound, one dot per case: 1 fails. A kernel that drifts shows here first.</p>"
+        f"<div class='plots'>{''.join(plots)}</div>"
+    )
+
+
+def _performance(report: dict[str, Any]) -> str:
+    rows = []
+    for row in report["performance"]:
+        share = "" if row.get("share") is None else f"{row['share']:.0%}"
+        invalid = " class='no'" if row.get("invalid") else ""
+        rows.append(
+            f"<tr><td>{escape(row['name'])}</td><td>{row.get('microseconds', 0):.1f}</td><td>{escape(str(row.get('achieved', '')))}</td>"
+            f"<td>{escape(str(row.get('ceiling', '')))}</td><td{invalid}>{share}</td></tr>"
+        )
+    head = "".join(f"<th>{name}</th>" for name in ("shape", "µs", "achieved", "ceiling", "share"))
+    return f"<h2>Performance</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _environment(report: dict[str, Any]) -> str:
+    environment = report["environment"]
+    rows = {
+        "device": f"{environment.get('device', '')} ({environment.get('device_type', '')})",
+        "plugin": f"{environment.get('plugin', '')} {environment.get('version', '')}",
+        "kernels": ", ".join(kernel["provider"] for kernel in environment.get("kernels", [])) or "the core's reference",
+        "layouts": ", ".join(layout["name"] for layout in environment.get("layouts", [])),
+        "torch": environment.get("torch", ""),
+        "python": f"{environment.get('python', '')} on {environment.get('machine', '')}",
+        "manifest": report["manifest"].get("source", ""),
+        "cases": f"sha256 {report['suite']['cases_sha256']}",
+        "worker restarts": report.get("worker_restarts", 0),
+        **environment.get("facts", {}),
+    }
+    body = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>" for key, value in rows.items())
+    return f"<h2>Environment</h2><dl>{body}</dl>"
