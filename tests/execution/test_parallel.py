@@ -102,3 +102,31 @@ def test_a_step_travels_between_ranks() -> None:
     assert again.token_ids.tolist() == list(range(3, 803))
     assert again.admitted[0].sampling == SamplingParams(temperature=0.5, max_tokens=8, logit_bias={4: 1.0})
     assert again.changes[0].blocks.tolist() == [5, 6]
+
+
+@pytest.mark.prove
+def test_ranks_started_by_the_runner_itself(llama_folder: Path) -> None:
+    pytest.importorskip("dougong_cpu")
+    from dougong.execution import ModelRunner
+
+    def tokens(size: int) -> dict[str, list[int]]:
+        config = EngineConfig(
+            model=str(llama_folder), load_format="dummy", dtype="float32", max_num_seqs=4, max_model_len=64,
+            tensor_parallel_size=size, backend="cpu", **OPTIONS,
+        )  # fmt: skip
+        runner = ModelRunner(config)
+        try:
+            return drive(runner, _requests(), overlap=True)
+        finally:
+            runner.close()
+
+    assert tokens(2) == tokens(1)
+
+
+def test_a_rank_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dougong.errors import EngineError
+    from dougong.execution.rank import start_ranks
+
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(EngineError, match=r"rank 1 of 2 did not start \(exit code 1\)"):
+        start_ranks(EngineConfig(), 2, 0)

@@ -225,11 +225,11 @@ def test_draws_follow_the_probabilities() -> None:
     bench.state.admit(row.init())
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0] + [-20.0] * (V - 4)])
     counts = torch.zeros(V)
-    for _ in range(3000):
+    for _ in range(900):
         token = int(bench.step([row], logits.clone()).tokens)
         row.output.append(token)
         counts[token] += 1
-    assert torch.allclose(counts / 3000, logits[0].softmax(-1), atol=0.04)
+    assert torch.allclose(counts / 900, logits[0].softmax(-1), atol=0.06)
 
 
 def test_a_grammars_mask_forbids_tokens() -> None:

@@ -54,19 +54,22 @@ def start_ranks(config: EngineConfig, size: int, devices: int) -> tuple[list[sub
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
-        assert process.stdin is not None
-        with process.stdin as pipe:
-            pickle.dump(Place(own, rank, size, store.port), pipe)
         processes.append(process)
+        assert process.stdin is not None
+        try:
+            with process.stdin as pipe:
+                pickle.dump(Place(own, rank, size, store.port), pipe)
+        except BrokenPipeError:
+            pass  # it is gone; its exit code is reported below
     begun = time.monotonic()
     for rank, process in enumerate(processes, 1):
         while not store.check([f"rank {rank}"]):
             if process.poll() is not None or time.monotonic() - begun > _START_SECONDS:
+                code = process.poll()
                 for other in processes:
                     other.kill()
-                raise EngineError(
-                    f"rank {rank} of {size} did not start (exit code {process.poll()}); its messages stand above."
-                )
+                    other.wait()
+                raise EngineError(f"rank {rank} of {size} did not start (exit code {code}); its messages stand above.")
             time.sleep(0.02)
     return processes, store
 
