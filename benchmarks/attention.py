@@ -194,8 +194,10 @@ def time_rows(a: argparse.Namespace) -> list[str]:
             peer = PEERS.get((kind, rows, length, heads))
             row = dict(
                 kind=kind, batch=rows, ctx=length, hq=heads, hkv=kv_heads, page=a.page, us_p50=round(us, 2),
-                graph_us=round(graph, 2), plan_us=round(plan_us, 2), host_us=round(host, 1), rate=round(case.rate(us), 1),
-                unit="GB/s" if kind == "decode" else "TFLOP/s", error=round(error, 6), first_s=round(first, 2), peer=peer,
+                graph_us=round(graph, 2), plan_us=round(plan_us, 2), host_us=round(host, 1),
+                rate=round(case.rate(us), 1), graph_rate=round(case.rate(graph), 1),
+                unit="GB/s" if kind == "decode" else "TFLOP/s", error=round(error, 6),
+                first_s=round(first, 2), peer=peer,
             )  # fmt: skip
             if kind == "decode" and a.invariant:
                 fixed, _ = case.make(settings, invariant=True)
@@ -204,7 +206,8 @@ def time_rows(a: argparse.Namespace) -> list[str]:
             ratio = f"{case.rate(min(us, graph)) / peer:5.2f}x" if peer else "     -"
             table.append(
                 f"{kind:8s}{rows:5d} x{length:6d} {heads}/{kv_heads} {us:9.1f} us  graph {graph:9.1f}  "
-                f"{case.rate(graph):8.1f} {row['unit']}  peer {peer} {ratio} err {error:.1e} plan {plan_us:.1f} host {host:.0f}"
+                f"{case.rate(graph):8.1f} {row['unit']}  peer {peer} {ratio} err {error:.1e} "
+                f"plan {plan_us:.1f} host {host:.0f}"
             )
             del case, run, again
         except Exception as error:
@@ -220,9 +223,12 @@ def split_candidates() -> list[SplitConfig]:
 
 
 def extend_candidates() -> list[ExtendConfig]:
-    shapes = [(128, 64, 8, 3, 0), (128, 64, 8, 3, 128), (128, 64, 8, 5, 128), (128, 64, 8, 2, 128), (128, 48, 8, 3, 128),
-              (128, 64, 4, 3, 0), (64, 64, 4, 3, 168), (128, 32, 8, 5, 128), (128, 32, 4, 3, 0), (128, 128, 8, 3, 0)]  # fmt: skip
-    return [ExtendConfig(*shape, outer) for shape in shapes if shape[1] & (shape[1] - 1) == 0 for outer in (False, True)]
+    shapes = [(128, 64, 8, 3, 0), (128, 64, 8, 3, 128), (128, 64, 8, 5, 128), (128, 64, 8, 2, 128),
+              (128, 64, 4, 3, 0), (64, 64, 4, 3, 168), (128, 32, 8, 5, 128), (128, 32, 4, 3, 0),
+              (128, 128, 8, 3, 0)]  # fmt: skip
+    return [
+        ExtendConfig(*shape, outer) for shape in shapes for outer in (False, True)
+    ]
 
 
 def tune(a: argparse.Namespace) -> list[str]:
@@ -255,10 +261,14 @@ def tune(a: argparse.Namespace) -> list[str]:
                 if error < 0.02:
                     score.setdefault(config, []).append(math.log(case.rate(us) / peer))
             except Exception as error:
-                print(json.dumps({"config": str(config), "error": f"{type(error).__name__} {str(error)[:120]}"}), flush=True)
+                print(
+                    json.dumps({"config": str(config), "error": f"{type(error).__name__} {str(error)[:120]}"}),
+                    flush=True,
+                )
         found.sort(key=lambda x: x[0])
         for us, error, config in found:
-            print(json.dumps(dict(kind=kind, batch=rows, ctx=length, hq=heads, us=round(us, 2), rate=round(case.rate(us), 1),
+            print(json.dumps(dict(kind=kind, batch=rows, ctx=length, hq=heads, us=round(us, 2),
+                                  rate=round(case.rate(us), 1),
                                   error=round(error, 5), config=str(config))), flush=True)  # fmt: skip
         table.append(f"--- {kind} {rows} x {length} {heads}/{kv_heads}, peer {peer}")
         for us, error, config in found[: a.top]:
@@ -355,7 +365,8 @@ def check(a: argparse.Namespace) -> list[str]:
             got = relative_error(out, want), relative_error(lse, want_lse)
             again, _ = problem.run(attention)
             good = got[0] < limit and got[1] < 1e-4 and torch.equal(out, again) and not int(attention.counters.sum())
-            row = dict(check=case[0], invariant=invariant, error=got[0], lse_error=got[1], rerun=torch.equal(out, again),
+            row = dict(check=case[0], invariant=invariant, error=got[0], lse_error=got[1],
+                       rerun=torch.equal(out, again),
                        ok=bool(good), s=round(time.perf_counter() - begin, 1))  # fmt: skip
             print(json.dumps(row), flush=True)
             lines.append(f"{'ok  ' if good else 'FAIL'} {case[0]:22s} inv={invariant!s:5s} {got[0]:.1e} {got[1]:.1e}")
@@ -411,7 +422,9 @@ def check_graph() -> str:
     with torch.cuda.graph(graph):
         run()
     bad = 0
-    for seed, (q_lens, kv_lens) in enumerate((([1, 1, 60, 66], [40, 500, 60, 200]), ([1, 1, 1, 125], [9, 40, 250, 125]))):
+    for seed, (q_lens, kv_lens) in enumerate(
+        (([1, 1, 60, 66], [40, 500, 60, 200]), ([1, 1, 1, 125], [9, 40, 250, 125]))
+    ):
         other = make_problem(shape, q_lens, kv_lens, seed=seed + 5)
         q.copy_(other.q)
         blocks = min(len(other.k), len(k))
@@ -443,7 +456,9 @@ def main() -> None:
     parser.add_argument("--write", default="", help="put the best settings of --tune into this table")
     a = parser.parse_args()
     torch.manual_seed(0)
-    print(json.dumps(dict(device=torch.cuda.get_device_name(), torch=torch.__version__, target=target(), cores=cores())))
+    print(
+        json.dumps(dict(device=torch.cuda.get_device_name(), torch=torch.__version__, target=target(), cores=cores()))
+    )
     lines = []
     for wanted, step in ((a.check, check), (a.tune, tune), (a.time, time_rows)):
         if wanted:

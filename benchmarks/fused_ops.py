@@ -6,6 +6,7 @@ Times are of a captured graph of 20 calls over rotating inputs, so that launches
     python benchmarks/fused_ops.py --check --time
 """
 
+# ruff: noqa: B023, E402 - every lambda is called before its loop goes on; paths come before imports
 from __future__ import annotations
 
 import argparse
@@ -87,11 +88,18 @@ def check() -> list[str]:
     oa, ob = torch.randn(2, 9, 6, 128, device=DEV).to(BF16)
     la, lb = torch.randn(2, 9, 6, device=DEV)
     la[0], lb[:2], oa[0] = -torch.inf, -torch.inf, torch.nan
-    for name, got, want in zip(("out", "lse"), pointwise.merge_lse(oa, la, ob, lb), reference.merge_lse(oa, la, ob, lb), strict=True):
+    for name, got, want in zip(
+        ("out", "lse"), pointwise.merge_lse(oa, la, ob, lb), reference.merge_lse(oa, la, ob, lb), strict=True
+    ):
         near(f"merge_lse {name}", torch.nan_to_num(got, neginf=-99.0), torch.nan_to_num(want, neginf=-99.0))
     for layout in (NHD, HND):
         for interleaved in (False, True):
-            for dim, rotary, kv in ((128, 128, BF16), (64, 32, torch.int8), (96, 96, torch.float8_e4m3fn), (80, 20, BF16)):
+            for dim, rotary, kv in (
+                (128, 128, BF16),
+                (64, 32, torch.int8),
+                (96, 96, torch.float8_e4m3fn),
+                (80, 20, BF16),
+            ):
                 for offset, norm in ((0.0, True), (1.0, True), (0.0, False)):
                     for tokens in (3, 130):
                         near_write(say, layout, interleaved, dim, rotary, kv, offset, norm, tokens)
@@ -102,7 +110,12 @@ def check() -> list[str]:
         k = torch.tensor([5, 3, 0, 40, 1], device=DEV)
         p = torch.tensor([0.5, 0.9, 0.3, 1.0, 0.2], device=DEV)
         m = torch.tensor([0, 0.1, 0, 0.05, 0], device=DEV)
-        for name, args in (("plain", (None, None, None)), ("k", (k, None, None)), ("p", (None, p, None)), ("kpm", (k, p, m))):
+        for name, args in (
+            ("plain", (None, None, None)),
+            ("k", (k, None, None)),
+            ("p", (None, p, None)),
+            ("kpm", (k, p, m)),
+        ):
             got = draw.sample(logits.clone(), heat, *args, seeds, positions)
             want = sampling.sample(logits.clone(), heat, *args, seeds, positions)
             say(f"sample {name} {vocabulary}", torch.equal(got, want), f"{got.tolist()} {want.tolist()}")
@@ -140,7 +153,8 @@ def near_write(say: Any, layout: Any, interleaved: bool, dim: int, rotary: int, 
         worst = max(worst, ulps(second.planes[name].float().flatten(1), first.planes[name].float().flatten(1)))
     error = ulps(got, want)
     good = error <= 2**-6 and same[1] == 1.0 and same[0] > 0.99 and worst <= 2**-3
-    name = f"qkv {layout.name} {'gptj' if interleaved else 'neox'} d{dim}/{rotary} {str(kv)[6:]} +{offset} norm={norm} T{tokens}"
+    style = "gptj" if interleaved else "neox"
+    name = f"qkv {layout.name} {style} d{dim}/{rotary} {str(kv)[6:]} +{offset} norm={norm} T{tokens}"
     if not good or tokens == 3:
         say(name, good, f"q {error:.1e} k {same[0]:.5f} v {same[1]:.5f} worst {worst:.1e}")
 
@@ -150,12 +164,22 @@ def timed(a: argparse.Namespace) -> list[str]:
     big = torch.empty(1 << 29, dtype=torch.int8, device=DEV)
     other = torch.empty_like(big)
     copy = 2 * big.numel() / graph_us(lambda i: other.copy_(big)) / 1e3
-    del big, other
     lines.append(f"copy bandwidth {copy:.0f} GB/s")
 
     def row(name: str, us: float, moved: int, ref_us: float | None = None) -> None:
         rate = moved / us / 1e3
-        print(json.dumps(dict(op=name, us=round(us, 2), GB_s=round(rate, 1), share=round(rate / copy, 3), torch_us=ref_us and round(ref_us, 2))), flush=True)
+        print(
+            json.dumps(
+                dict(
+                    op=name,
+                    us=round(us, 2),
+                    GB_s=round(rate, 1),
+                    share=round(rate / copy, 3),
+                    torch_us=ref_us and round(ref_us, 2),
+                )
+            ),
+            flush=True,
+        )
         lines.append(f"{name:44s}{us:9.2f} us {rate:8.1f} GB/s" + (f"   torch {ref_us:9.2f} us" if ref_us else ""))
 
     for tokens in (1, 16, 256, 8192):
@@ -163,12 +187,14 @@ def timed(a: argparse.Namespace) -> list[str]:
             xs = [torch.randn(tokens, size, device=DEV).to(BF16) for _ in range(CALLS)]
             r, w = torch.randn_like(xs[0]), torch.randn(size, device=DEV).to(BF16)
             row(f"rms_norm {tokens}x{size}", graph_us(lambda i: pointwise.rms_norm(xs[i], w, 1e-6)), 4 * tokens * size)
-            row(f"add_rms_norm {tokens}x{size}", graph_us(lambda i: pointwise.add_rms_norm(xs[i], r, w, 1e-6)), 8 * tokens * size)
-            del xs, r
+            row(
+                f"add_rms_norm {tokens}x{size}",
+                graph_us(lambda i: pointwise.add_rms_norm(xs[i], r, w, 1e-6)),
+                8 * tokens * size,
+            )
         for size in (3072, 14336):
             g = torch.randn(tokens, 2 * size, device=DEV).to(BF16)
             row(f"silu_mul {tokens}x{size}", graph_us(lambda i: pointwise.silu_mul(g)), 6 * tokens * size)
-            del g
         for heads, kv_heads, norm in ((16, 8, True), (32, 8, False)):
             spec = AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_dim=128)
             cache = allocate_cache(spec, NHD, 1024, 16, DEV)
@@ -185,18 +211,41 @@ def timed(a: argparse.Namespace) -> list[str]:
         seeds = torch.arange(rows, device=DEV)
         k, p = torch.full((rows,), 50, device=DEV), torch.full((rows,), 0.9, device=DEV)
         size = 4 * logits.numel()
-        row(f"sample greedy {rows}", graph_us(lambda i: draw.sample(logits, greedy, None, None, None, seeds, seeds)), size, graph_us(lambda i: logits.argmax(-1)))
-        row(f"sample gumbel {rows}", graph_us(lambda i: draw.sample(logits, heat, None, None, None, seeds, seeds)), size)
-        row(f"sample top-k top-p {rows}", graph_us(lambda i: draw.sample(logits, heat, k, p, None, seeds, seeds), 5), size)
-        del logits
+        row(
+            f"sample greedy {rows}",
+            graph_us(lambda i: draw.sample(logits, greedy, None, None, None, seeds, seeds)),
+            size,
+            graph_us(lambda i: logits.argmax(-1)),
+        )
+        row(
+            f"sample gumbel {rows}", graph_us(lambda i: draw.sample(logits, heat, None, None, None, seeds, seeds)), size
+        )
+        row(
+            f"sample top-k top-p {rows}",
+            graph_us(lambda i: draw.sample(logits, heat, k, p, None, seeds, seeds), 5),
+            size,
+        )
     for tokens in (1, 2, 4, 8, 16):
-        for inputs, outputs in ((1024, 4096), (2048, 1024), (1024, 6144), (3072, 1024), (1024, 151936), (4096, 6144), (4096, 28672), (14336, 4096)):
+        for inputs, outputs in (
+            (1024, 4096),
+            (2048, 1024),
+            (1024, 6144),
+            (3072, 1024),
+            (1024, 151936),
+            (4096, 6144),
+            (4096, 28672),
+            (14336, 4096),
+        ):
             copies = max(2, min(CALLS, (300 << 20) // (2 * inputs * outputs)))
             ws = [torch.randn(outputs, inputs, device=DEV).to(BF16) for _ in range(copies)]
             x = torch.randn(tokens, inputs, device=DEV).to(BF16)
             us = graph_us(lambda i: gemv.linear(x, ws[i % copies], None))
-            row(f"gemv {tokens} {inputs}->{outputs}", us, 2 * inputs * outputs, graph_us(lambda i: torch.nn.functional.linear(x, ws[i % copies])))
-            del ws
+            row(
+                f"gemv {tokens} {inputs}->{outputs}",
+                us,
+                2 * inputs * outputs,
+                graph_us(lambda i: torch.nn.functional.linear(x, ws[i % copies])),
+            )
     return lines
 
 

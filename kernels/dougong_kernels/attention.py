@@ -92,7 +92,9 @@ class TritonAttention(AttentionKernel):
             if "k" not in query.layout.planes:
                 refusals.append(Refusal(f"layout {query.layout.name} keeps latent and rope apart", "one plane k"))
         if query.batch_invariant and not cls.invariant:
-            refusals.append(Refusal("batch invariance: splits depend on the batch here", "the batch-invariant provider"))
+            refusals.append(
+                Refusal("batch invariance: splits depend on the batch here", "the batch-invariant provider")
+            )
         return tuple(refusals)
 
     @classmethod
@@ -189,9 +191,7 @@ class TritonAttention(AttentionKernel):
             found = self._views[id(cache)] = cache, k, v
         return found[1], found[2]
 
-    def write(
-        self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor
-    ) -> None:
+    def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         write(layer, k, v, cache, slots)
 
 

@@ -1,4 +1,4 @@
-"""Launching a compiled Triton kernel again without the just-in-time front end, which costs tens of microseconds a call."""
+"""Launching a compiled Triton kernel again without its just-in-time front end, which costs tens of microseconds."""
 
 from __future__ import annotations
 

@@ -135,7 +135,9 @@ class PagedAttention:
 
     def _cut(self, config: SplitConfig, tokens: int) -> Cut:
         kv_heads = self.shape.num_kv_heads
-        heads = min(config.heads_per_tile, _MAX_TILE_ROWS // min(_MAX_TILE_ROWS, self.gb * tokens), config.columns // 16)
+        heads = min(
+            config.heads_per_tile, _MAX_TILE_ROWS // min(_MAX_TILE_ROWS, self.gb * tokens), config.columns // 16
+        )
         heads = max(1, heads)
         while kv_heads % heads or heads & (heads - 1):
             heads -= 1
@@ -219,9 +221,7 @@ class PagedAttention:
             {"num_warps": min(8, max(1, block // 128))},
         )  # fmt: skip
 
-    def _paths(
-        self, num_rows: int, num_tokens: int, max_q_len: int, host_cu_q: torch.Tensor | None
-    ) -> tuple[int, int]:
+    def _paths(self, num_rows: int, num_tokens: int, max_q_len: int, host_cu_q: torch.Tensor | None) -> tuple[int, int]:
         """(queries of a row in the split kernel, 0 for not launched; bound on the extend kernel's items)."""
         if max_q_len <= 1:
             return 1, 0

@@ -36,7 +36,9 @@ class Problem:
         """Plan and run into NaN-filled outputs; fails when a guard token behind the outputs changes."""
         s = self.shape
         tokens = self.q.shape[0]
-        out = torch.full((tokens + 2, s.num_heads, s.head_dim_v), float("nan"), dtype=self.q.dtype, device=self.q.device)
+        out = torch.full(
+            (tokens + 2, s.num_heads, s.head_dim_v), float("nan"), dtype=self.q.dtype, device=self.q.device
+        )
         lse = torch.full((tokens, s.num_heads), float("nan"), device=self.q.device) if s.lse else None
         plan = plan or attention.new_plan()
         self.plan(attention, plan)

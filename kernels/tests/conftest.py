@@ -1,4 +1,4 @@
-"""Kernels run in Triton's interpreter on CPU tensors unless a GPU is there; the switch is read when Triton is imported."""
+"""Kernels run in Triton's interpreter on CPU tensors unless there is a GPU; Triton reads the switch at import."""
 
 import os
 
@@ -19,4 +19,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # The interpreter computes with numpy, which warns of what the kernels do on purpose (log of 0, casts of NaN) and of
     # how the interpreter indexes.
     config.addinivalue_line("filterwarnings", "ignore:Conversion of an array with ndim:DeprecationWarning")
-    config.addinivalue_line("filterwarnings", "ignore:(divide by zero|invalid value|overflow) encountered:RuntimeWarning")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:(divide by zero|invalid value|overflow) encountered:RuntimeWarning"
+    )

@@ -41,7 +41,7 @@ class Report:
 
 
 def compile_for(target: str, kernel: Any, args: dict[str, Any]) -> Report:
-    """args: name -> a type ("*bf16", "i32", "fp32"), or a constant under a constexpr's name; None for a missing pointer.
+    """args: name -> a type ("*bf16", "i32", "fp32"), or a constexpr's value; None for a missing pointer.
 
     Pointers and the integers named stride_* are taken as divisible by 16, as the launcher finds them.
     """
@@ -75,7 +75,7 @@ def _resources(target: str, asm: dict[str, Any]) -> tuple[int, int]:
             found = re.search(re.escape(name) + r":\s*(\d+)", text)
             return int(found.group(1)) if found else 0
 
-        return field(".vgpr_count"), field(".vgpr_spill_count") + field(".sgpr_spill_count")
+        return field(".vgpr_count"), field(".vgpr_spill_count")
     tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])

@@ -25,7 +25,7 @@ def launches() -> Any:
     from dougong_kernels.paged import PagedAttention, Shape
     from dougong_kernels.triton import draw, extend, planning, pointwise, rotate, skinny, split
 
-    strides = "qt qh kb kn kh vb vn vh ot oh lt".split()
+    strides = ["qt", "qh", "kb", "kn", "kh", "vb", "vn", "vh", "ot", "oh", "lt"]
 
     def attention(target: str, s: Shape, dtype: str, kv: str, tokens: int = 1, invariant: bool = False) -> Any:
         width = max(s.head_dim, s.head_dim_v)
@@ -35,7 +35,7 @@ def launches() -> Any:
             batch_invariant=invariant,
         )  # fmt: skip
         scales = kv != dtype
-        shared = {name: f"*{dtype}" for name in ("q", "out")} | {name: f"*{kv}" for name in "kv"}
+        shared = dict.fromkeys(("q", "out"), f"*{dtype}") | dict.fromkeys("kv", f"*{kv}")
         shared |= {f"stride_{name}": "i32" for name in strides}
         shared |= dict.fromkeys(("head",), "*i64")
         shared |= dict.fromkeys(("prefix", "starts", "rows", "items", "counters"), "*i32")
@@ -46,7 +46,9 @@ def launches() -> Any:
             slopes="*fp32" if s.alibi else None, scale="fp32", softcap="fp32", max_items="i32",
         )  # fmt: skip
         for kernel, constants in zip(
-            (split.split_kernel, extend.extend_kernel), paged.constants(paged.many, tokens, scales=scales, lse=True, same=True), strict=True
+            (split.split_kernel, extend.extend_kernel),
+            paged.constants(paged.many, tokens, scales=scales, lse=True, same=True),
+            strict=True,
         ):
             yield kernel, shared | constants
 
@@ -55,11 +57,19 @@ def launches() -> Any:
         plain = Shape(num_heads=32, num_kv_heads=8, head_dim=128, head_dim_v=128, block_size=16, scale=0.1)
         shapes = {
             "d128": (plain, "bf16", "bf16"),
-            "d64 features": (replace(plain, head_dim=64, head_dim_v=64, window=9, softcap=2.0, alibi=True, sinks=True), "fp16", "fp16"),
+            "d64 features": (
+                replace(plain, head_dim=64, head_dim_v=64, window=9, softcap=2.0, alibi=True, sinks=True),
+                "fp16",
+                "fp16",
+            ),
             "d256": (replace(plain, head_dim=256, head_dim_v=256), "bf16", "bf16"),
             "d96 fp8": (replace(plain, head_dim=96, head_dim_v=96, fp8=1 if fp8 == "fp8e4nv" else 2), "bf16", fp8),
             "int8": (plain, "bf16", "i8"),
-            "latent": (replace(plain, num_heads=16, num_kv_heads=1, head_dim=576, head_dim_v=512, latent=True), "bf16", "bf16"),
+            "latent": (
+                replace(plain, num_heads=16, num_kv_heads=1, head_dim=576, head_dim_v=512, latent=True),
+                "bf16",
+                "bf16",
+            ),
             "ragged": (replace(plain, block_size=0, causal=False), "bf16", "bf16"),
             "fp32 d64": (replace(plain, head_dim=64, head_dim_v=64, upcast=True), "fp32", "fp32"),
         }
@@ -70,10 +80,11 @@ def launches() -> Any:
             yield f"{kernel.__name__} invariant", kernel, args
         ints = ("num_rows", "short", "groups", "programs", "min_units", "unit_tiles", "width")
         yield "plan", planning.plan_kernel, dict(
-            dict.fromkeys(("cu_q", "kv_len", "table", "prefix", "tiles", "starts", "rows", "items"), "*i32"), head="*i64",
-            **dict.fromkeys(ints, "i32"), QT_EXTEND=32, BLOCK_N=16, CAUSAL=True, WINDOW=0, STEPS=9, BLOCK=256, num_warps=2,
+            dict.fromkeys(("cu_q", "kv_len", "table", "prefix", "tiles", "starts", "rows", "items"), "*i32"),
+            **dict.fromkeys(ints, "i32"), head="*i64", QT_EXTEND=32, BLOCK_N=16, CAUSAL=True, WINDOW=0, STEPS=9,
+            BLOCK=256, num_warps=2,
         )  # fmt: skip
-        rotate_strides = "qt qh kt kh vt vh ot oh cb cn ch wb wn wh p".split()
+        rotate_strides = ["qt", "qh", "kt", "kh", "vt", "vh", "ot", "oh", "cb", "cn", "ch", "wb", "wn", "wh", "p"]
         for kind, cache in ((0, "bf16"), (1, "i8"), (2, "u8")):
             yield f"rotate {kind}", rotate.rotate_write_kernel, dict(
                 dict.fromkeys(("q", "k", "v", "q_out", "q_norm", "k_norm"), "*bf16"),
@@ -89,12 +100,15 @@ def launches() -> Any:
                 **{f"stride_{name}": "i32" for name in "xryt"}, E=1024, BLOCK=1024, ADD=add, OFFSET=add, num_warps=4,
             )  # fmt: skip
         for gelu in (False, True):
-            yield f"gated {gelu}", pointwise.gated_kernel, dict(
-                gate_up="*bf16", out="*bf16", stride_g="i32", I=3072, GELU=gelu, BLOCK=1024, num_warps=4
+            yield (
+                f"gated {gelu}",
+                pointwise.gated_kernel,
+                dict(gate_up="*bf16", out="*bf16", stride_g="i32", I=3072, GELU=gelu, BLOCK=1024, num_warps=4),
             )
         yield "merge", pointwise.merge_kernel, dict(
             a="*bf16", lse_a="*fp32", b="*bf16", lse_b="*fp32", out="*bf16", lse="*fp32",
-            **{f"stride_{name}": "i32" for name in "at ah bt bh la lb".split()}, H=32, DV=128, BLOCK=128, num_warps=2,
+            **{f"stride_{name}": "i32" for name in ["at", "ah", "bt", "bh", "la", "lb"]}, H=32, DV=128, BLOCK=128,
+            num_warps=2,
         )  # fmt: skip
         for masked, parts in ((False, 64), (True, 1)):
             yield f"choose {masked}", draw.choose_kernel, dict(
@@ -104,12 +118,14 @@ def launches() -> Any:
             )  # fmt: skip
         yield "threshold", draw.threshold_kernel, dict(
             logits="*fp32", temperature="*fp32", top_k="*i64", top_p="*fp32", min_p="*fp32", out="*fp32", V="i32",
-            stride_l="i32", TOP_K=True, TOP_P=True, MIN_P=True, BLOCK=2048, num_warps=32 if target.startswith("sm") else 16,
+            stride_l="i32", TOP_K=True, TOP_P=True, MIN_P=True, BLOCK=2048,
+            num_warps=32 if target.startswith("sm") else 16,
         )  # fmt: skip
         for prologue, size, block in ((0, 1024, 1024), (1, 1024, 1024), (2, 3072, 4096), (1, 14336, 4096)):
             yield f"gemv {prologue} {size}", skinny.gemv_kernel, dict(
                 dict.fromkeys(("x", "w", "bias", "residual", "norm", "y"), "*bf16"), O="i32", eps="fp32", offset="fp32",
-                **{f"stride_{name}": "i32" for name in "xwry"}, I=size, M=2, BLOCK_O=4, BLOCK_I=block, PROLOGUE=prologue,
+                **{f"stride_{name}": "i32" for name in "xwry"}, I=size, M=2, BLOCK_O=4, BLOCK_I=block,
+                PROLOGUE=prologue,
                 OFFSET=False, BIAS=True, RESIDUAL=True, num_warps=4,
             )  # fmt: skip
         yield "skinny", skinny.skinny_kernel, dict(

@@ -110,7 +110,9 @@ def test_latent_cache_in_one_plane() -> None:
     spec = AttentionSpec(num_heads=4, num_kv_heads=1, head_dim=48, head_dim_v=32, dtype=F16, latent=True)
     cache = allocate_cache(spec, layout, 4, 16, "cpu")
     cache.planes["k"].fill_(torch.nan)
-    batch = BatchView.build([1, 7], [20, 7], torch.tensor([[1, 2], [3, 99]], dtype=torch.int32), 16, "cpu", slots=torch.arange(8))
+    batch = BatchView.build(
+        [1, 7], [20, 7], torch.tensor([[1, 2], [3, 99]], dtype=torch.int32), 16, "cpu", slots=torch.arange(8)
+    )
     whole = BatchView.build([20, 7], [20, 7], torch.tensor([[1, 2], [3, 0]]), 16, "cpu")
     latent = torch.randn(27, 1, 48).to(F16)
     answers = []

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dougong.hal import HND, NHD, NZ16, AttentionSpec, KVLayout, LayerArgs, LayerCache, QKVShape, RopeTable, allocate_cache
+from dougong.hal import (
+    HND,
+    NHD,
+    NZ16,
+    AttentionSpec,
+    KVLayout,
+    LayerArgs,
+    LayerCache,
+    QKVShape,
+    RopeTable,
+    allocate_cache,
+)
 from dougong.hal.reference import ops as reference
 from dougong.hal.reference import sampling
 from dougong_kernels.ops import draw, gemv, pointwise, write
@@ -125,7 +136,9 @@ P = torch.tensor([0.5, 0.9, 0.3, 1.0, 0.2, 0.95])
 MIN_P = torch.tensor([0, 0.1, 0, 0.05, 0, 0.2])
 
 
-@pytest.mark.parametrize("limits", [(None, None, None), (K, None, None), (None, P, None), (None, None, MIN_P), (K, P, MIN_P)])
+@pytest.mark.parametrize(
+    "limits", [(None, None, None), (K, None, None), (None, P, None), (None, None, MIN_P), (K, P, MIN_P)]
+)
 @pytest.mark.parametrize("vocabulary", [300, 4500])
 def test_sample_draws_what_the_reference_draws(limits: tuple, vocabulary: int) -> None:
     if vocabulary > 1000 and any(limit is not None for limit in limits[:2]):
@@ -144,7 +157,17 @@ def test_greedy_takes_the_lowest_of_equals_and_top_k_keeps_ties() -> None:
     zero = torch.zeros(2)
     assert draw.sample(logits, zero, None, None, None, torch.arange(2), torch.arange(2)).tolist() == [77, 0]
     drawn = {
-        int(draw.sample(logits[:1], torch.ones(1), torch.ones(1, dtype=torch.int64), None, None, torch.tensor([s]), torch.zeros(1, dtype=torch.int64))[0])
+        int(
+            draw.sample(
+                logits[:1],
+                torch.ones(1),
+                torch.ones(1, dtype=torch.int64),
+                None,
+                None,
+                torch.tensor([s]),
+                torch.zeros(1, dtype=torch.int64),
+            )[0]
+        )
         for s in range(6)
     }
     assert drawn == {77, 280}
@@ -160,7 +183,9 @@ def test_skinny_products(rows: int, inputs: int, outputs: int) -> None:
     if rows <= gemv.MAX_FUSED_ROWS:
         norm = torch.randn(inputs).to(F16)
         want = (reference.rms_norm(x, norm, 1e-6).double() @ w.double().T).to(F16)
-        torch.testing.assert_close(gemv.linear(x, w, prologue="rms_norm", norm=norm, eps=1e-6), want, rtol=4e-3, atol=4e-3)
+        torch.testing.assert_close(
+            gemv.linear(x, w, prologue="rms_norm", norm=norm, eps=1e-6), want, rtol=4e-3, atol=4e-3
+        )
         packed = torch.randn(rows, 2 * inputs).to(F16)
         for name, op in (("silu_mul", reference.silu_mul), ("gelu_tanh_mul", reference.gelu_tanh_mul)):
             want = (op(packed).double() @ w.double().T).to(F16)

@@ -29,8 +29,14 @@ def attention(
     s: Shape, device: str, split: SplitConfig = SPLIT, extend: ExtendConfig = EXTEND, few: Any = None, **more: Any
 ) -> Any:
     return PagedAttention(
-        s, max_rows=8, max_tokens=64, max_kv_len=2048, cores=2, device=device,
-        settings=Settings(split, extend, few, 2 if few else 0), **more
+        s,
+        max_rows=8,
+        max_tokens=64,
+        max_kv_len=2048,
+        cores=2,
+        device=device,
+        settings=Settings(split, extend, few, 2 if few else 0),
+        **more,
     )
 
 
@@ -186,7 +192,7 @@ def test_blocks_before_the_window_are_never_addressed(device: str) -> None:
 
 
 def test_offsets_beyond_32_bits(device: str) -> None:
-    """Blocks 2**20 elements apart: the last of 2,100 lies beyond 2**31 elements. The pages between are never touched."""
+    """Blocks 2**20 elements apart: the last of 2,100 lies beyond 2**31 elements; memory between stays untouched."""
     s = shape(2, 1, 16)
     stride, blocks = 1 << 20, 2100
     storage = torch.empty(stride * (blocks - 1) + 16 * 16, dtype=torch.float16, device=device)

@@ -44,10 +44,12 @@ def sample(
     threshold = out
     if masked:
         threshold = torch.empty(rows, dtype=torch.float32, device=device)
+        # A program of 32 warps fills a core; AMD's wavefronts are twice as wide, and 1,024 threads are the most.
+        wide = 32 if device.type == "cuda" and not torch.version.hip else 16
         threshold_kernel[(rows,)](
             logits, temperature, top_k, top_p, min_p, threshold, vocabulary, logits.stride(0),
             TOP_K=top_k is not None, TOP_P=top_p is not None, MIN_P=min_p is not None,
-            BLOCK=2048 if vocabulary > 2048 else 256, num_warps=32 if vocabulary > 2048 else 4,
+            BLOCK=2048 if vocabulary > 2048 else 256, num_warps=wide if vocabulary > 2048 else 4,
         )  # fmt: skip
     # Enough programs for the whole device when rows are few; power of two, so that few variants are compiled.
     parts = 1

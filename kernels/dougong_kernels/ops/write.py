@@ -72,7 +72,9 @@ def _launch(
             if cache.spec.kv_dtype in _KINDS:
                 kind = _KINDS[cache.spec.kv_dtype]
             elif cache.spec.kv_dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                raise ValueError(f"a cache in {cache.spec.kv_dtype}: int8, float8_e4m3fn or the model's dtype is needed")
+                raise ValueError(
+                    f"a cache in {cache.spec.kv_dtype}: int8, float8_e4m3fn or the model's dtype is needed"
+                )
             k_scale, v_scale = layer.k_scale, layer.v_scale
             scaled = isinstance(k_scale, torch.Tensor) or isinstance(v_scale, torch.Tensor)
             if scaled:
@@ -119,7 +121,8 @@ def qk_norm_rope_write(
     if cache is None and table is None and shape.q_norm is None:
         return q
     _launch(
-        q, k.unflatten(-1, (shape.num_kv_heads, shape.head_dim)), v.unflatten(-1, (shape.num_kv_heads, shape.head_dim_v)),
+        q, k.unflatten(-1, (shape.num_kv_heads, shape.head_dim)),
+        v.unflatten(-1, (shape.num_kv_heads, shape.head_dim_v)),
         q, cache, slots, table, positions, layer, shape,
         (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.head_dim_v),
     )  # fmt: skip

@@ -3,8 +3,8 @@
 One launch per step, by one program, so that nothing is read back by the host and a captured graph of the attention
 kernels stays right when lengths, composition and even the addresses of the block table change between replays.
 
-`head` (int64) holds SHARE units per program, TOTAL units, ITEMS extend tiles, TABLE the block table's address, WIDTH its
-row stride. A unit is `unit_tiles` key tiles of one head group. `prefix` [B+1] int32 counts units before each row.
+`head` (int64) holds SHARE units per program, TOTAL units, ITEMS extend tiles, TABLE the block table's address, WIDTH
+its row stride. A unit is `unit_tiles` key tiles of one head group. `prefix` [B+1] int32 counts units before each row.
 `starts` [programs] int32 is the row in which each program begins. `rows` [B, 3] int32: first token, query length,
 kv length. `items` [ITEMS, 2] int32: row and query tile, the longest of each row first.
 """

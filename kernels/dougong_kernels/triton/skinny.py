@@ -1,4 +1,4 @@
-"""y = prologue(x) · Wᵀ + bias + residual for a few rows of x: every byte of W read once, all of it in flight at once.
+"""y = prologue(x) · Wᵀ + bias + residual for a few rows of x: W read once, all of it in flight together.
 
 `gemv_kernel` holds up to four rows of x in registers and multiplies lane by lane. Its prologue can be an RMS norm or a
 gated activation, recomputed by every program: x is some kilobytes out of L2, a launch is microseconds.
@@ -26,7 +26,7 @@ def _activate(gate, GELU_TANH: tl.constexpr):
 def gemv_kernel(x, w, bias, residual, norm, y, O, eps, offset, stride_x, stride_w, stride_r, stride_y,
                 I: tl.constexpr, M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PROLOGUE: tl.constexpr,
                 OFFSET: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
-    """Grid: ceil(O / BLOCK_O). With BLOCK_I >= I there is one chunk, and W's loads are issued before x's are awaited."""
+    """Grid: ceil(O / BLOCK_O). With BLOCK_I >= I there is one chunk: W's loads are issued before x's are awaited."""
     dtype: tl.constexpr = x.dtype.element_ty
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     o_ok = o < O
