@@ -46,6 +46,7 @@ class AsyncEngine:
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._dead: Exception | None = None
+        self._gate = threading.Lock()  # no command comes in once `_dead` is set
         self._thread = threading.Thread(target=self._run, name="dougong-engine", daemon=True)
         self._thread.start()
 
@@ -63,8 +64,6 @@ class AsyncEngine:
             InvalidRequestError: it can never be served.
             EngineError: the engine stopped.
         """
-        if self._dead is not None:
-            raise EngineError(f"the engine has stopped: {self._dead}") from self._dead
         stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
 
         def add() -> None:
@@ -75,7 +74,7 @@ class AsyncEngine:
             else:
                 self._streams[request_id] = stream
 
-        self._commands.put(add)
+        self._submit(add)
         finished = False
         try:
             while not finished:
@@ -91,20 +90,33 @@ class AsyncEngine:
                 yield item
         finally:
             if not finished:
-                self.abort(request_id)
+                self._abort(request_id, stream)
 
     def abort(self, request_id: str) -> None:
-        """End a request; its iterator gets the aborted output. Unknown ids are ignored."""
+        """End a request; its iterator gets the aborted output. Unknown ids, and those that are over, are ignored."""
+        self._abort(request_id, None)
+
+    def _abort(self, request_id: str, stream: _Stream | None) -> None:
+        """``stream``: only if the id is that caller's still, and not another's that came with the same id."""
 
         def abort() -> None:
+            if stream is not None and self._streams.get(request_id) is not stream:
+                return
             output = self.engine.abort(request_id)
             if output is not None:
                 self._publish([output])
 
-        self._commands.put(abort)
+        try:
+            self._submit(abort)
+        except EngineError:  # all requests ended when the engine did
+            pass
 
     async def call(self, function: Callable[[Engine], Any]) -> Any:
-        """Run ``function(engine)`` on the engine's thread, between two steps."""
+        """Run ``function(engine)`` on the engine's thread, between two steps; gives back what it returns or raises.
+
+        Raises:
+            EngineError: the engine stopped.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
 
@@ -122,15 +134,24 @@ class AsyncEngine:
                 value = function(self.engine)
             except Exception as error:
                 failure = error
-            loop.call_soon_threadsafe(settle, value, failure)
+            try:
+                loop.call_soon_threadsafe(settle, value, failure)
+            except RuntimeError:  # the caller's loop is closed
+                pass
 
-        self._commands.put(run)
+        self._submit(run)
         return await future
 
     def close(self) -> None:
-        """Abort what runs, end the thread and free the device."""
+        """Abort what runs, end the thread and free the device. Whoever still listens gets an EngineError."""
         self._commands.put(None)
         self._thread.join()
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        with self._gate:
+            if self._dead is not None:
+                raise EngineError(f"the engine has stopped: {self._dead}") from self._dead
+            self._commands.put(command)
 
     # -- the engine's thread -----------------------------------------------------------------------------
 
@@ -141,9 +162,9 @@ class AsyncEngine:
                     self._publish(self.engine.step())
         except Exception as error:
             log.exception("the engine's thread stopped")
-            self._dead = error
-        finally:
-            self._end()
+            self._end(error)
+        else:
+            self._end(EngineError("it was closed"))
 
     def _obey(self) -> bool:
         """Carry out what callers asked; waits while there is no work. False: close."""
@@ -184,10 +205,14 @@ class AsyncEngine:
     def _send(self, stream: _Stream, items: list[Any]) -> None:
         self._post(stream.loop, [(stream, item) for item in items])
 
-    def _end(self) -> None:
-        reason = EngineError(f"the engine has stopped: {self._dead or 'closed'}")
-        if self._dead is None:
-            self._dead = reason
+    def _end(self, cause: Exception) -> None:
+        with self._gate:
+            self._dead = cause
+        while not self._commands.empty():  # what came in meanwhile must not wait for ever
+            command = self._commands.get()
+            if command is not None:
+                command()
+        reason = EngineError(f"the engine has stopped: {cause}")
         for stream in self._streams.values():
             self._send(stream, [reason])
         self._streams.clear()

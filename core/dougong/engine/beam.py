@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dougong.engine.prompt import Prompt
-from dougong.errors import InvalidRequestError
-from dougong.types import FinishReason, SamplingParams
+from dougong.errors import EngineError, InvalidRequestError
+from dougong.types import FinishReason, RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
     from dougong.engine.engine import Engine
@@ -47,7 +47,7 @@ class Beam:
     finish_reason: FinishReason | None = None
 
     def score(self, length_penalty: float) -> float:
-        return self.cumulative_logprob / max(1, len(self.token_ids)) ** length_penalty
+        return self.cumulative_logprob / float(max(1, len(self.token_ids)) ** length_penalty)
 
 
 @dataclass
@@ -66,6 +66,7 @@ def beam_search(engine: Engine, prompt: Prompt, params: BeamSearchParams, name: 
 
     Raises:
         InvalidRequestError: the prompt cannot be served.
+        EngineError: a step failed.
     """
     prompt_ids = engine.prompts.read(prompt).token_ids
     width = params.beam_width
@@ -107,14 +108,21 @@ def _extend(
     engine: Engine, prompt_ids: list[int], live: list[Beam], sampling: SamplingParams, name: Callable[[], str]
 ) -> list[list[tuple[int, float]]]:
     """For each beam its likeliest next tokens with their log-probabilities."""
-    outputs = [engine.add(name(), prompt_ids + beam.token_ids, sampling) for beam in live]
-    while not all(output.finished for output in outputs):
-        engine.step()
+    outputs: list[RequestOutput] = []
+    try:
+        for beam in live:
+            outputs.append(engine.add(name(), prompt_ids + beam.token_ids, sampling))
+        while not all(output.finished for output in outputs):
+            engine.step()
+    except BaseException:
+        for output in outputs:
+            engine.abort(output.request_id)
+        raise
     found = []
     for output in outputs:
         completion = output.outputs[0]
         if completion.error is not None:
-            raise InvalidRequestError(f"beam search stopped: {completion.error}")
+            raise EngineError(f"beam search stopped: {completion.error}")
         assert completion.logprobs is not None
         found.append([(token, entry.logprob) for token, entry in completion.logprobs[0].items()])
     return found

@@ -16,13 +16,16 @@ __all__ = ["Completion", "RequestGroup"]
 class Completion:
     """One of a request's n completions: the scheduler's request, the output that users see, and the text between."""
 
-    __slots__ = ("detokenizer", "group", "output", "request", "stop_strings", "visible_finish")
+    __slots__ = ("append", "bare", "detokenizer", "group", "output", "request", "stop_strings")
 
     def __init__(self, group: RequestGroup, request: Request, index: int, tokenizer: Any) -> None:
         sampling = request.sampling
         self.group = group
         self.request = request
         self.output = CompletionOutput(index)
+        self.append = self.output.token_ids.append
+        self.bare = False
+        """Nothing hangs on the next token but its id: no text, no log-probabilities, and it is not the first."""
         wants_text = sampling.detokenize and tokenizer is not None
         self.detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens) if wants_text else None
         self.stop_strings = StopStrings(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None
@@ -33,13 +36,16 @@ class Completion:
     def push(self, token_id: int, finish: FinishReason | None) -> str | None:
         """Take a token; returns the stop string that it completed, if any."""
         output = self.output
-        output.token_ids.append(token_id)
+        self.append(token_id)
         if self.detokenizer is None:
+            self.bare = output.logprobs is None
             return None
-        # An end token that stopped the completion is no text, even if special tokens are shown.
-        text = "" if finish is FinishReason.STOP else self.detokenizer.push(token_id)
+        sampling = self.request.sampling
+        # An end token that stopped the completion is no text, unless it was asked for.
+        ended = finish is FinishReason.STOP and not sampling.include_stop_str_in_output
+        text = "" if ended else self.detokenizer.push(token_id)
         found: str | None = None
-        if text and self.stop_strings is not None and len(output.token_ids) > self.request.sampling.min_tokens:
+        if text and self.stop_strings is not None and len(output.token_ids) > sampling.min_tokens:
             text, found = self.stop_strings.push(text)
         if text:
             output.text += text
@@ -68,13 +74,13 @@ class Completion:
 class RequestGroup:
     """A user's request: n completions of one prompt, and the RequestOutput that grows while they run."""
 
-    __slots__ = ("completions", "output", "sampling", "unfinished")
+    __slots__ = ("completions", "output", "times", "unfinished")
 
     def __init__(self, request_id: str, prompt: str | None, prompt_ids: list[int], sampling: SamplingParams) -> None:
-        self.sampling = sampling
         self.completions: list[Completion] = []
         self.unfinished = sampling.n
-        self.output = RequestOutput(request_id, prompt, prompt_ids, [], times=RequestTimes(arrival=time.monotonic()))
+        self.times = RequestTimes(arrival=time.monotonic())
+        self.output = RequestOutput(request_id, prompt, prompt_ids, [], times=self.times)
         if sampling.prompt_logprobs is not None:
             self.output.prompt_logprobs = [None]
 

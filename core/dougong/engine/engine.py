@@ -16,11 +16,11 @@ from dougong.engine.logprobs import LogprobReader
 from dougong.engine.prompt import Prompt, PromptReader
 from dougong.engine.stats import EngineStats
 from dougong.errors import EngineError, InvalidRequestError
-from dougong.execution import ModelRunner, PendingStep, StepResult
+from dougong.execution import ModelRunner, PendingStep, StepResult, TokenLogprobs
 from dougong.kv import KVCacheManager
 from dougong.models import get_tokenizer
 from dougong.plugins import Plugins, StepRecord, load_plugins
-from dougong.scheduling import Request, Scheduler, SchedulerConfig, StepPlan
+from dougong.scheduling import Request, Scheduler, SchedulerConfig, StepPlan, TokenEvent
 from dougong.types import FinishReason, RequestOutput, SamplingParams
 
 __all__ = ["Engine"]
@@ -88,8 +88,9 @@ class Engine:
         self._completions: dict[Request, Completion] = {}
         self._flights: deque[_Flight] = deque()
         self._depth = 1 if config.overlap else 0
-        self._touched: dict[str, RequestOutput] = {}
+        self._touched: dict[RequestGroup, None] = {}  # in the order in which they changed
         self._arrivals = 0
+        self._closed = False
 
     def _load_tokenizer(self) -> Any:
         config = self.config
@@ -122,11 +123,14 @@ class Engine:
 
         Raises:
             InvalidRequestError: it can never be served; nothing was taken, and the others are unharmed.
+            EngineError: the engine is closed.
         """
+        if self._closed:
+            raise EngineError("the engine is closed; make a new one.")
         if request_id in self._groups:
             raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
         read = self.prompts.read(prompt)
-        sampling = self.prompts.resolve(sampling or SamplingParams(), len(read.token_ids))
+        sampling = self.prompts.resolve(SamplingParams() if sampling is None else sampling)
         group = RequestGroup(request_id, read.text, read.token_ids, sampling)
         self._arrivals += 1
         first: Request | None = None
@@ -153,19 +157,23 @@ class Engine:
 
     @staticmethod
     def _sampling_of(sampling: SamplingParams, index: int) -> SamplingParams:
+        """One completion's options. The prompt's log-probabilities are the first one's to give, for all."""
         if sampling.n == 1:
             return sampling
-        seed = None if sampling.seed is None else sampling.seed + index
-        return replace(sampling, n=1, seed=seed)
+        return replace(sampling, n=1, prompt_logprobs=None if index else sampling.prompt_logprobs)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request in whatever state it is; None if it is not known (or over)."""
+        """End a request in whatever state it is and return its output; None if it is not known (or over).
+
+        Its blocks are free at once. No later `step` returns it again.
+        """
         group = self._groups.get(request_id)
         if group is None:
             return None
         for completion in group.completions:
             if not completion.output.finished:
                 self._close(completion, FinishReason.ABORT)
+        self._touched.pop(group, None)
         return group.output
 
     @property
@@ -184,9 +192,21 @@ class Engine:
         plan = self.scheduler.schedule()
         if plan is not None:
             self._flights.append(self._launch(plan, started))
-        if len(self._flights) > self._depth or (plan is None and self._flights):
+        elif not self._flights and self.scheduler.has_work:
+            raise EngineError(
+                f"{self.scheduler.num_waiting} requests wait, {self.scheduler.num_running} run, and none can be "
+                "scheduled although no step is under way: the scheduler is stuck. Please report this."
+            )
+        # A step that could not be launched left no tokens for the next one to go on from: it ends at once.
+        failed = plan is not None and self._flights[-1].error is not None
+        depth = 0 if failed or plan is None else self._depth
+        while len(self._flights) > depth:
             self._land(self._flights.popleft())
-        return self._take_touched()
+            if not failed:
+                break
+        touched = [group.output for group in self._touched]
+        self._touched.clear()
+        return touched
 
     def _launch(self, plan: StepPlan, started: float) -> _Flight:
         scheduled = perf_counter()
@@ -196,8 +216,17 @@ class Engine:
         except Exception as error:
             log.exception("a step of %d rows could not be launched", plan.num_rows)
             flight.error = error
+        if plan.admitted:
+            self._note_start(plan.admitted)
         flight.launch_s = perf_counter() - scheduled
         return flight
+
+    def _note_start(self, admitted: list[Request]) -> None:
+        now = monotonic()
+        for request in admitted:
+            completion = self._completions.get(request)
+            if completion is not None and completion.group.output.times.first_scheduled is None:
+                completion.group.output.times.first_scheduled = now
 
     def _land(self, flight: _Flight) -> None:
         begun = perf_counter()
@@ -209,17 +238,11 @@ class Engine:
         if result.prompt_logprobs:
             for row, entries in result.prompt_logprobs.items():
                 self._add_prompt_logprobs(plan.requests[row], entries)
-        rows = {request: row for row, request in enumerate(plan.requests)} if result.logprobs else {}
-        now = monotonic()
-        for request, token_id, finish in self.scheduler.commit(plan, result.tokens):
-            completion = self._completions.get(request)
-            if completion is not None:
-                logprobs = result.logprobs.get(rows[request]) if rows else None
-                self._advance(completion, token_id, finish, logprobs, now)
+        self._publish(plan, result, self.scheduler.commit(plan, result.tokens))
         self._observe(flight, waited - begun, perf_counter() - waited)
 
     def _result(self, flight: _Flight) -> StepResult:
-        """The step's result; if it failed, one in which every row carries the cause."""
+        """The step's result. If it failed, all that took part in it or counted on it have ended with the cause."""
         error = flight.error
         if error is None:
             assert flight.pending is not None
@@ -229,30 +252,57 @@ class Engine:
                 log.exception("a step of %d rows failed", flight.plan.num_rows)
                 error = raised
         cause = EngineError(f"the step failed: {type(error).__name__}: {error}")
-        cause.__cause__ = error
-        rows = flight.plan.num_rows
-        return StepResult([None] * rows, errors=dict.fromkeys(range(rows), cause))
+        # Block-table changes of any running request may be lost, and siblings may read blocks never written.
+        for request in {*flight.plan.requests, *self.scheduler.running()}:
+            completion = self._completions.get(request)
+            for one in completion.group.completions if completion is not None else ():
+                self._fail(one.request, cause)
+        return StepResult([None] * flight.plan.num_rows)
+
+    def _publish(self, plan: StepPlan, result: StepResult, events: list[TokenEvent]) -> None:
+        """Hand the new tokens out. This loop is what a step costs per token: keep it bare."""
+        completions, touched, logprobs = self._completions, self._touched, result.logprobs
+        rows = {request: row for row, request in enumerate(plan.requests)} if logprobs else {}
+        now = monotonic()
+        count = 0
+        for request, token_id, finish in events:
+            completion = completions.get(request)
+            if completion is None or token_id is None:
+                if completion is not None and finish is not None:
+                    self._finished(completion, finish, request.stop_reason)
+                continue
+            count += 1
+            if completion.bare and finish is None:
+                completion.append(token_id)
+                group = completion.group
+                group.times.last_token = now
+                touched[group] = None
+            else:
+                self._advance(completion, token_id, finish, logprobs.get(rows[request]) if logprobs else None, now)
+        self.stats.generated_tokens += count
 
     def _advance(
-        self, completion: Completion, token_id: int | None, finish: FinishReason | None, logprobs: Any, now: float
+        self,
+        completion: Completion,
+        token_id: int,
+        finish: FinishReason | None,
+        logprobs: TokenLogprobs | None,
+        now: float,
     ) -> None:
-        output = completion.group.output
-        if token_id is not None:
-            times = output.times
-            if times.first_token is None:
-                times.first_token = now
-            times.last_token = now
-            self.stats.generated_tokens += 1
-            stop = completion.push(token_id, finish)
-            if logprobs is not None:
-                completion.add_logprobs(token_id, self._logprobs.entry(token_id, logprobs))
-            if stop is not None:
-                self._close(completion, FinishReason.STOP, stop)
-                return
-        if finish is not None:
+        """Take a token with all that may hang on it: text, stop strings, log-probabilities, the end."""
+        times = completion.group.times
+        if times.first_token is None:
+            times.first_token = now
+        times.last_token = now
+        stop = completion.push(token_id, finish)
+        if logprobs is not None:
+            completion.add_logprobs(token_id, self._logprobs.entry(token_id, logprobs))
+        if stop is not None:
+            self._close(completion, FinishReason.STOP, stop)
+        elif finish is not None:
             self._finished(completion, finish, completion.request.stop_reason)
         else:
-            self._touched[output.request_id] = output
+            self._touched[completion.group] = None
 
     def _add_prompt_logprobs(self, request: Request, entries: Sequence[Any]) -> None:
         completion = self._completions.get(request)
@@ -289,12 +339,7 @@ class Engine:
         if output.finished:
             del self._groups[output.request_id]
             self.stats.count(output)
-        self._touched[output.request_id] = output
-
-    def _take_touched(self) -> list[RequestOutput]:
-        touched = list(self._touched.values())
-        self._touched.clear()
-        return touched
+        self._touched[group] = None
 
     # -- looking in --------------------------------------------------------------------------------------
 
@@ -327,7 +372,10 @@ class Engine:
         self.kv.reset_prefix_cache()
 
     def close(self) -> None:
-        """Abort what runs and free the device."""
+        """Abort what runs and free the device. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
         for request_id in list(self._groups):
             self.abort(request_id)
         while self._flights:
