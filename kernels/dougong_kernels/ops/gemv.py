@@ -66,9 +66,14 @@ def linear(
 
 
 class TritonLinear(LinearKernel):
-    """Dense products: the skinny kernels for up to 4 rows, torch's library above."""
+    """Dense products: the lane-by-lane kernel for one row, torch's library otherwise.
 
-    rows = MAX_FUSED_ROWS
+    Measured on an H100 in a graph: one row 5 to 32% faster than torch's library for up to 8,192 inputs, slower beyond
+    (14,336 inputs: 45.5 against 43.6 us); two rows even, four rows slower.
+    """
+
+    rows = 1
+    inputs = 8192
 
     @classmethod
     def supports(cls, query: LinearQuery, device: Device) -> tuple[Refusal, ...]:
@@ -88,7 +93,7 @@ class TritonLinear(LinearKernel):
 
     def apply(self, x: torch.Tensor, packed: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
         rows = x.numel() // x.shape[-1]
-        if not 0 < rows <= self.rows:
+        if not 0 < rows <= self.rows or self.query.in_features > self.inputs:
             return F.linear(x, packed, bias)
         flat = x.reshape(rows, x.shape[-1])
         flat = flat if flat.stride(-1) == 1 else flat.contiguous()
