@@ -260,7 +260,8 @@ def _graph_sizes(
     budget = device.graphs.budget(len(model.attentions))
     decode = within(decode_sizes(config.max_num_seqs, config.graph_sizes), budget)
     # A user who names sizes means those of decode batches, and no others.
-    mixed = () if config.graph_sizes is not None else within(mixed_sizes(most), budget - len(decode))
+    decodes_only = config.graph_sizes is not None or any(one.choice.spec.graph_batches == "decode" for one in chosen)
+    mixed = () if decodes_only else within(mixed_sizes(most), budget - len(decode))
     return decode, mixed
 
 

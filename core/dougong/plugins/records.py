@@ -117,6 +117,8 @@ class KernelSpec:
     dtypes: frozenset[str] = frozenset()
     priority: int = 0
     graph: str = "none"
+    graph_batches: str = "any"
+    """What may be captured: ``"any"`` batch, or ``"decode"``: rows of one query each only."""
     needs_host_lengths: bool = False
     batch_invariant: bool = False
     unavailable: str = ""
@@ -127,6 +129,8 @@ class KernelSpec:
         _check_abi(self, self.abi)
         if self.graph not in ("none", "capture", "update"):
             raise ValueError(f"KernelSpec(graph={self.graph!r}): 'none', 'capture' or 'update'")
+        if self.graph_batches not in ("any", "decode"):
+            raise ValueError(f"KernelSpec(graph_batches={self.graph_batches!r}): 'any' or 'decode'")
 
 
 @dataclass(frozen=True, kw_only=True)
