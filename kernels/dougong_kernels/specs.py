@@ -82,4 +82,16 @@ def kernel_specs(device: Device, *, priority: int = 0, graph: str = "capture") -
         )
         for op, module in _OPS.items()
     ]
+    specs.append(
+        KernelSpec(
+            op="linear",
+            provider=PROVIDER,
+            abi=ABI,
+            target="dougong_kernels.ops.gemv:TritonLinear",
+            dtypes=frozenset({"bfloat16", "float16"}),
+            priority=priority,
+            graph=graph,
+            unavailable=unavailable,
+        )
+    )
     return tuple(specs)
