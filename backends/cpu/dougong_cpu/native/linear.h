@@ -67,6 +67,13 @@ template <int F> struct Stored { typedef int8_t type; };
 template <> struct Stored<DG_W_F32> { typedef float type; };
 template <> struct Stored<DG_W_F16> { typedef f16 type; };
 
+// Ask for the weights that come kAhead bytes after one group. The processor's own prefetcher stops at each 4 KiB page;
+// with few rows, where memory sets the pace, this alone is worth a factor of 1.5. Running past the end is harmless.
+constexpr int kAhead = 4096;
+DG_INLINE void ahead(const char* group, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(group + kAhead + line);
+}
+
 // Decode one group of 32 inputs at columns [col, col + NV*W): use(at, w[NV]) for at.at in 0..31.
 template <int F, int NV, class Use>
 DG_INLINE void decode(const char* panel, int64_t group, int col, Use use) {
@@ -158,7 +165,9 @@ template <int F, int R, int NV> void direct(const Product& p, const char* panel,
     vf acc[S][R][NV];
     each<S>(DG_EACH(c) { each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { acc[c][r][v] = vf{}; }); }); });
     const float* x = xt;
-    for (int64_t g = 0; g < p.k_pad / kGroup; g++, x += kGroup * R)
+    const int64_t groups = p.k_pad / kGroup, bytes = p.panel / groups;
+    for (int64_t g = 0; g < groups; g++, x += kGroup * R) {
+      if (col == 0) ahead(panel + g * bytes, bytes);
       decode<F, NV>(panel, g, col, [&](auto i, const vf* w) __attribute__((always_inline)) {
         each<R>(DG_EACH(r) {
           const vf xv = set1(x[i.at * R + r]);
@@ -168,6 +177,7 @@ template <int F, int R, int NV> void direct(const Product& p, const char* panel,
           });
         });
       });
+    }
     each<R>(DG_EACH(r) {
       each<NV>(DG_EACH(v) {
         vf y = S == 2 ? acc[0][r][v] + acc[S - 1][r][v] : acc[0][r][v];
@@ -194,6 +204,7 @@ template <int F, int R, int NV> void direct_codes(const Product& p, const char* 
     for (int64_t group = 0; group < p.k_pad / kGroup; group++, x += kGroup * R, sums += R, g += head + kGroup * kPanel / 2) {
       vf acc[S][R][NV];
       each<S>(DG_EACH(c) { each<R>(DG_EACH(r) { each<NV>(DG_EACH(v) { acc[c][r][v] = vf{}; }); }); });
+      if (col == 0) ahead(g, head + kGroup * kPanel / 2);
       each<4>(DG_EACH(word) {
         vi codes[NV];
         each<NV>(DG_EACH(v) { memcpy(&codes[v], g + head + word * (kPanel * 4) + (col + v * W) * 4, W * 4); });
