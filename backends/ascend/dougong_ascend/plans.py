@@ -1,0 +1,181 @@
+"""How a batch becomes calls of the fused operator.
+
+Rows of one query each at the head of the batch are one call (the operator's incremental branch). Every other run of
+rows with equally many queries is one call (its prompt branch). What the operator must not see is taken away here: block
+ids that are garbage, blocks behind a window, rows without a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dougong.errors import EngineError
+from dougong.hal import AttentionSpec, BatchView, GroupView, KVGroup, Limits, Plan
+
+__all__ = ["FusedPlan", "RowCall", "dead_queries", "host_lengths"]
+
+
+@dataclass(slots=True)
+class RowCall:
+    """Rows that go into one call: tokens ``start`` … ``stop``-1 of the batch, ``queries`` of them per row.
+
+    ``table`` [rows, W'] int32 where the call pages; ``slots`` [S] int64 where it reads gathered keys instead.
+    ``kv_lens`` by row, counted from the table's first block. ``mask`` [rows, 1, 1, S] bool, True where a single query
+    must not look. ``dead``: some of its queries see nothing.
+    """
+
+    start: int
+    stop: int
+    rows: int
+    queries: int
+    kv_lens: list[int]
+    table: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    dead: bool = False
+
+
+def host_lengths(view: GroupView) -> list[int]:
+    """kv_len on the host; asks the device where the batch does not know it."""
+    lengths = view.kv_len if view.host_kv_len is None else view.host_kv_len
+    return lengths.tolist()  # type: ignore[no-any-return]
+
+
+def dead_queries(spec: AttentionSpec, queries: int, kv_len: int) -> int:
+    """How many of a row's queries, from its first on, see nothing."""
+    if kv_len == 0:
+        return queries
+    if spec.causal:
+        return min(queries, max(0, queries - kv_len))
+    if spec.window is not None:  # the query at position p sees keys above p - window and below p + window
+        return min(queries, max(0, queries - kv_len - spec.window + 1))
+    return 0
+
+
+class FusedPlan(Plan):
+    """A batch's calls. The first, of decodes, has buffers of fixed addresses, which a captured graph reads."""
+
+    def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: torch.device) -> None:
+        self._spec = spec
+        self._index = group.index
+        self._block = group.kernel_block
+        rows, width = limits.max_rows, limits.max_blocks
+        if spec.window is not None:
+            width = min(width, -(-(spec.window - 1) // self._block) + 1)
+        self._width = width
+        self._table = torch.zeros(rows, width, dtype=torch.int32, device=device)
+        self._mask = None
+        if spec.window is not None:
+            self._mask = torch.zeros(rows, 1, 1, width * self._block, dtype=torch.bool, device=device)
+        self.dead = torch.zeros(limits.max_tokens, 1, dtype=torch.bool, device=device)
+        """[tokens, 1]: queries that see nothing."""
+        self.any_dead = False
+        self.calls: list[RowCall] = []
+
+    def fill(self, batch: BatchView) -> None:
+        """Work out the calls of ``batch``."""
+        self.batch = batch
+        view = batch.groups[self._index]
+        kv_lens, cu_q = host_lengths(view), batch.host_cu_q.tolist()
+        if batch.num_rows > self._table.shape[0] or batch.num_tokens > self.dead.shape[0]:
+            raise EngineError(
+                f"a batch of {batch.num_rows} rows and {batch.num_tokens} tokens; this kernel was made for "
+                f"{self._table.shape[0]} rows and {self.dead.shape[0]} tokens. Raise its Limits."
+            )
+        self.calls = []
+        if batch.num_decode_rows:
+            self.calls.append(self._decodes(view, kv_lens[: batch.num_decode_rows], batch.num_decode_rows))
+        row = batch.num_decode_rows
+        while row < batch.num_rows:
+            queries, first = cu_q[row + 1] - cu_q[row], row
+            row += 1
+            if queries == 0 or kv_lens[first] == 0:  # nothing to ask, or nothing to see
+                continue
+            while (
+                row < batch.num_rows and self._joins(queries) and queries == cu_q[row + 1] - cu_q[row] and kv_lens[row]
+            ):
+                row += 1
+            self.calls += self._others(view, kv_lens, cu_q, first, row)
+        self._mark_dead(batch, kv_lens, cu_q)
+
+    def _pages(self, queries: int) -> bool:
+        """Whether the operator reads blocks of this size: any multiple of 16 under one query, of 128 under more."""
+        return queries == 1 or self._block % 128 == 0
+
+    def _joins(self, queries: int) -> bool:
+        """Whether rows of equally many queries may go into one call."""
+        return self._pages(queries)
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def _decodes(self, view: GroupView, kv_lens: list[int], rows: int) -> RowCall:
+        """The leading rows of one query. A row without a key is given one, in block 0; its answer is replaced."""
+        seen = [max(1, n) for n in kv_lens]
+        table, mask, host = self._trim(view.block_table[:rows], view.kv_len[:rows], seen, 1, self._width)
+        width = min(self._width, table.shape[1])
+        buffer = self._table[:rows]  # past ``width`` it keeps old ids: the operator reads no entry past a row's keys
+        buffer[:, :width].copy_(table[:, :width])
+        call = RowCall(0, rows, rows, 1, host, table=buffer)
+        if mask is not None and self._mask is not None:
+            call.mask = self._mask[:rows]
+            call.mask.copy_(mask)
+        return call
+
+    def _others(self, view: GroupView, kv_lens: list[int], cu_q: list[int], first: int, last: int) -> list[RowCall]:
+        rows, queries = last - first, cu_q[first + 1] - cu_q[first]
+        call = RowCall(cu_q[first], cu_q[last], rows, queries, kv_lens[first:last])
+        call.dead = any(dead_queries(self._spec, queries, kv_len) for kv_len in call.kv_lens)
+        lengths = view.kv_len[first:last]
+        table = view.block_table[first:last]
+        if self._pages(queries):
+            table, mask, call.kv_lens = self._trim(table, lengths, call.kv_lens, queries, table.shape[1])
+            call.table = table.contiguous()
+            call.mask = mask if queries == 1 else None
+        else:
+            begin = self._behind(call.kv_lens[0], queries) * self._block
+            places = torch.arange(begin, call.kv_lens[0], device=table.device)
+            block = torch.div(places, self._block, rounding_mode="floor")
+            call.slots = table[0].to(torch.int64)[block] * self._block + places % self._block
+            call.kv_lens = [call.kv_lens[0] - begin]
+        return [call]
+
+    def _behind(self, kv_len: int, queries: int) -> int:
+        """Blocks that lie wholly behind the window of a row's first query."""
+        if self._spec.window is None:
+            return 0
+        return max(0, kv_len - queries - self._spec.window + 1) // self._block
+
+    def _trim(
+        self, table: torch.Tensor, lengths: torch.Tensor, kv_lens: list[int], queries: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
+        """Tables that start at the first block in sight, with 0 for every entry past the last; a mask for single
+        queries; and lengths from that start. ``table`` [rows, W] int32, ``lengths`` [rows] int32 on the device."""
+        window, size = self._spec.window, self._block
+        if window is None:
+            positions = torch.arange(table.shape[1], device=table.device)
+            used = positions[None] * size < lengths[:, None]
+            return torch.where(used, table, 0), None, kv_lens
+        first = torch.div((lengths - queries - window + 1).clamp(min=0), size, rounding_mode="floor")
+        index = first[:, None] + torch.arange(width, device=table.device)
+        used = index * size < lengths[:, None]
+        picked = table.gather(1, index.clamp(max=table.shape[1] - 1).to(torch.int64))
+        host = [kv_len - self._behind(kv_len, queries) * size for kv_len in kv_lens]
+        places = torch.arange(width * size, device=table.device)
+        hidden = places[None] < (lengths - window - first * size)[:, None]
+        return torch.where(used, picked, 0), hidden[:, None, None, :], host
+
+    def _mark_dead(self, batch: BatchView, kv_lens: list[int], cu_q: list[int]) -> None:
+        """Mark queries that see nothing. A captured graph reads the marks, so decodes always have theirs."""
+        found = []
+        for row, kv_len in enumerate(kv_lens[: batch.num_rows]):
+            count = dead_queries(self._spec, cu_q[row + 1] - cu_q[row], kv_len)
+            if count:
+                found.append((cu_q[row], cu_q[row] + count))
+        if found or self.any_dead:
+            marks = torch.zeros(batch.num_tokens, 1, dtype=torch.bool)
+            for begin, end in found:
+                marks[begin:end] = True
+            self.dead[: batch.num_tokens].copy_(marks)
+        self.any_dead = bool(found)

@@ -1,0 +1,49 @@
+"""Writing keys and values into the cache through the vendor's scatter operators."""
+
+from __future__ import annotations
+
+import torch
+
+from dougong.hal import LayerCache
+
+__all__ = ["STORED", "store"]
+
+#: Layouts that the operators write.
+STORED = ("nhd", "hnd", "latent_rope", "nz16")
+
+
+def store(cache: LayerCache, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+    """Store k [T, K, D] and v [T, K, Dv] at ``slots`` [T] int64. The operators take contiguous inputs only."""
+    if k.shape[0] == 0:
+        return
+    name = cache.layout.name
+    if name == "nz16":
+        torch.ops.atb._npu_reshape_and_cache(k.contiguous(), v.contiguous(), cache.k, cache.v, slots.to(torch.int32))
+        return
+    if name == "latent_rope":
+        split = cache.spec.head_dim_v
+        first, second = k[..., :split].contiguous(), k[..., split:].contiguous()
+        _scatter(first, second, cache.planes["latent"], cache.planes["rope"], slots)
+    elif name == "hnd":
+        _scatter_heads_out(cache, k, v, slots)
+    else:
+        _scatter(k.contiguous(), v.contiguous(), cache.k, cache.v, slots)
+
+
+def _scatter(
+    k: torch.Tensor, v: torch.Tensor, k_plane: torch.Tensor, v_plane: torch.Tensor, slots: torch.Tensor
+) -> None:
+    torch.ops.npu.npu_scatter_pa_kv_cache(k, v, k_plane, v_plane, slots, cache_mode="Norm")
+
+
+def _scatter_heads_out(cache: LayerCache, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+    """Heads outside a block: to the operator, each (block, head) is a block of its own with one head."""
+    heads, size = cache.spec.num_kv_heads, cache.block_size
+    block = torch.div(slots, size, rounding_mode="floor")
+    head = torch.arange(heads, device=slots.device, dtype=slots.dtype)
+    spread = (block[:, None] * heads + head) * size + (slots - block * size)[:, None]
+    k_plane, v_plane = (plane.flatten(0, 1).unsqueeze(2) for plane in (cache.k, cache.v))
+    _scatter(
+        k.reshape(-1, 1, k.shape[-1]).contiguous(), v.reshape(-1, 1, v.shape[-1]).contiguous(),
+        k_plane, v_plane, spread.flatten(),
+    )  # fmt: skip

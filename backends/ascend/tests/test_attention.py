@@ -1,0 +1,249 @@
+"""The backend's attention on the twin means what the contract says: compared with the core's reference on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from dougong.errors import EngineError
+from dougong.hal import (
+    NHD,
+    AttentionKernel,
+    AttentionQuery,
+    AttentionSpec,
+    Backend,
+    BatchView,
+    KVGroup,
+    KVLayout,
+    LayerArgs,
+    LayerCache,
+    Limits,
+    RaggedKV,
+    allocate_cache,
+    convert_blocks,
+)
+from dougong.hal.reference.attention import ReferenceAttention
+from dougong_ascend import sdk
+from dougong_ascend.attention import FusedAttention
+from dougong_ascend.latent import LatentAttention
+from dougong_ascend.layouts import HND_PAGED, LATENT, NHD_PAGED
+
+BLOCKS = 9
+SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=32, dtype=torch.bfloat16)
+LATENT_SPEC = AttentionSpec(num_heads=4, num_kv_heads=1, head_dim=576, head_dim_v=512, latent=True)
+#: (query lengths, kv lengths), decodes first.
+BATCHES = {
+    "decode": ([1, 1, 1], [5, 131, 1]),
+    "prefill": ([7, 3], [7, 3]),
+    "extend": ([5, 5, 2], [130, 9, 140]),
+    "mixed": ([1, 1, 0, 6, 0, 1], [33, 129, 0, 20, 12, 4]),
+    "blind": ([1, 4, 3], [0, 2, 0]),
+    "nothing": ([0, 0], [3, 0]),
+}
+
+
+class Scene:
+    """A batch with its caches on the host and on the device, everything unwritten poisoned."""
+
+    def __init__(
+        self, backend: Backend, kind: type[AttentionKernel], spec: AttentionSpec, layout: KVLayout, block: int,
+        q_lens: list[int], kv_lens: list[int], window_zero: bool = True,
+    ) -> None:  # fmt: skip
+        rows = len(q_lens)
+        width = max(1, -(-max(kv_lens) // block)) + 1
+        generator = torch.Generator().manual_seed(len(q_lens) * 1000 + sum(kv_lens))
+        self.spec, self.q_lens, self.kv_lens = spec, q_lens, kv_lens
+        self.host_group = KVGroup(
+            index=0, layers=(0,), spec=spec, layout=self._plain(layout), manager_block=block, kernel_block=block
+        )
+        self.group = replace(self.host_group, layout=layout)
+        limits = Limits(max_rows=rows, max_tokens=sum(q_lens) + 1, max_kv_len=width * block, max_blocks=width)
+        blocks = 1 + sum(-(-n // block) for n in kv_lens)
+        order = (1 + torch.randperm(blocks - 1, generator=generator)).tolist()
+        table = torch.full((rows, width), 2**30, dtype=torch.int32)  # garbage: no address
+        host = allocate_cache(spec, self._plain(layout), blocks, block, "cpu")
+        for plane in host.planes.values():
+            plane.fill_(torch.nan)
+        for row, kv_len in enumerate(kv_lens):
+            count = -(-kv_len // block)
+            table[row, :count] = torch.tensor(order[:count], dtype=torch.int32)
+            del order[:count]
+            places = torch.arange(kv_len)
+            slots = table[row].long()[places // block] * block + places % block
+            k = torch.randn(kv_len, spec.num_kv_heads, spec.head_dim, generator=generator).to(spec.dtype)
+            v = torch.randn(kv_len, spec.num_kv_heads, spec.head_dim_v, generator=generator).to(spec.dtype)
+            host.write(slots, k, k[..., : spec.head_dim_v] if spec.latent else v)
+            if spec.window is not None and window_zero:  # the manager frees what lies wholly behind the window
+                behind = max(0, kv_len - q_lens[row] - spec.window + 1) // block
+                table[row, :behind] = 0
+        self.device = backend.device
+        self.cache = backend.device.empty_cache(self.group, blocks)
+        ids = torch.arange(blocks)
+        convert_blocks(host, ids, self.cache, ids.to("npu"))
+        self.host, self.table = host, table
+        self.q = torch.randn(sum(q_lens), spec.num_heads, spec.head_dim, generator=generator).to(spec.dtype)
+        self.layer = LayerArgs(sinks=torch.randn(spec.num_heads, generator=generator) if spec.sinks else None)
+        self.kernel = kind(spec, self.group, limits, backend.device)
+        self.plan = self.kernel.new_plan()
+        self.reference = ReferenceAttention(spec, self.host_group, limits, backend.device)
+
+    @staticmethod
+    def _plain(layout: KVLayout) -> KVLayout:
+        return KVLayout(layout.name, layout.planes) if "latent" in layout.planes else NHD
+
+    def batch(self, where: str) -> BatchView:
+        slots = torch.zeros(sum(self.q_lens), dtype=torch.int64, device=where)
+        return BatchView.build(self.q_lens, self.kv_lens, self.table, self.group.kernel_block, where, slots=slots)
+
+    def answers(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        out, lse = self._outputs("npu")
+        self.kernel.plan(self.batch("npu"), self.plan)
+        layer = LayerArgs(sinks=None if self.layer.sinks is None else self.layer.sinks.to("npu"))
+        self.kernel.run(self.plan, layer, self.q.to("npu"), self.cache, out=out, lse=lse)
+        return out.cpu(), None if lse is None else lse.cpu()
+
+    def expected(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        out, lse = self._outputs("cpu")
+        plan = self.reference.new_plan()
+        self.reference.plan(self.batch("cpu"), plan)
+        self.reference.run(plan, self.layer, self.q, self.host, out=out, lse=lse)
+        return out, lse
+
+    def _outputs(self, where: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = len(self.q), self.spec.num_heads
+        out = torch.full((*shape, self.spec.head_dim_v), torch.nan, dtype=self.spec.dtype, device=where)
+        return out, torch.full(shape, torch.nan, device=where) if self.spec.lse else None
+
+
+def agree(scene: Scene) -> None:
+    (out, lse), (right, right_lse) = scene.answers(), scene.expected()
+    torch.testing.assert_close(out, right, rtol=2**-6, atol=2**-7)
+    if lse is not None:
+        torch.testing.assert_close(lse, right_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED], ids=lambda one: one.name)
+@pytest.mark.parametrize("block", [16, 48, 128])
+def test_causal(backend: Backend, batch: str, layout: KVLayout, block: int) -> None:
+    spec = replace(SPEC, lse=batch in ("mixed", "blind"))
+    agree(Scene(backend, FusedAttention, spec, layout, block, *BATCHES[batch]))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("window", [1, 3, 17, 130])
+@pytest.mark.parametrize("block", [16, 128])
+def test_window(backend: Backend, batch: str, window: int, block: int) -> None:
+    agree(Scene(backend, FusedAttention, replace(SPEC, window=window, lse=True), NHD_PAGED, block, *BATCHES[batch]))
+
+
+@pytest.mark.parametrize("batch", ["mixed", "blind"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sinks": True}, {"sinks": True, "lse": True, "window": 17}, {"causal": False, "lse": True},
+        {"causal": False, "window": 5}, {"dtype": torch.float16, "kv_dtype": torch.float16, "scale": 0.3},
+        {"num_heads": 7, "num_kv_heads": 1, "head_dim": 80, "head_dim_v": 80},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("version", [1, 2])
+def test_features(
+    backend: Backend, batch: str, changes: dict[str, Any], version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOUGONG_ASCEND_FIA", str(version))
+    assert sdk.fused_version() == version
+    agree(Scene(backend, FusedAttention, replace(SPEC, **changes), NHD_PAGED, 128, *BATCHES[batch]))
+
+
+def test_wide_queries_go_heads_first(backend: Backend) -> None:
+    spec = replace(SPEC, num_heads=144, num_kv_heads=4, head_dim=464, head_dim_v=464)  # N·D beyond 16 bits
+    agree(Scene(backend, FusedAttention, spec, NHD_PAGED, 128, [1, 2], [3, 5]))
+
+
+@pytest.mark.parametrize("heads", [4, 32, 128])
+@pytest.mark.parametrize("block", [16, 128])
+def test_latent(backend: Backend, heads: int, block: int) -> None:
+    spec = replace(LATENT_SPEC, num_heads=heads)
+    agree(Scene(backend, LatentAttention, spec, LATENT, block, [1, 1, 3, 3, 35, 18], [9, 0, 20, 4, 40, 15]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"causal": False, "lse": True}, {"window": 3}, {"sinks": True}], ids=str)
+def test_without_a_cache(backend: Backend, changes: dict[str, Any]) -> None:
+    spec = replace(SPEC, **changes)
+    q_lens, kv_lens = [1, 5, 0, 4, 2], [9, 7, 2, 2, 0]
+    scene = Scene(backend, FusedAttention, spec, NHD_PAGED, 128, q_lens, kv_lens)
+    cu_k = torch.tensor([0, *torch.tensor(kv_lens).cumsum(0).tolist()], dtype=torch.int32)
+    k, v = torch.randn(2, sum(kv_lens), 2, 32, generator=torch.Generator().manual_seed(1)).to(spec.dtype)
+    results = []
+    for where, kernel, layer in (("npu", scene.kernel, LayerArgs()), ("cpu", scene.reference, scene.layer)):
+        out, lse = scene._outputs(where)
+        plan = kernel.new_plan()
+        kernel.plan(scene.batch(where), plan)
+        if spec.sinks and where == "npu":
+            assert scene.layer.sinks is not None
+            layer = LayerArgs(sinks=scene.layer.sinks.to(where))
+        ragged = RaggedKV(k.to(where), v.to(where), cu_k.to(where), cu_k)
+        kernel.run(plan, layer, scene.q.to(where), ragged, out=out, lse=lse)
+        results.append((out.cpu(), lse))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=2**-6, atol=2**-7)
+    if spec.lse:
+        torch.testing.assert_close(results[0][1].cpu(), results[1][1])
+
+
+def test_a_cache_with_gaps_is_refused(backend: Backend) -> None:
+    scene = Scene(backend, FusedAttention, SPEC, NHD_PAGED, 128, [1], [3])
+    plane = torch.zeros(2, 2, 128, 2, 32, dtype=torch.bfloat16, device="npu")[:, 0]
+    scene.cache = LayerCache({"k": plane, "v": plane}, NHD_PAGED, 128, SPEC)
+    with pytest.raises(EngineError, match="contiguous planes"):
+        scene.answers()
+
+
+def test_a_batch_beyond_the_limits_is_refused(backend: Backend) -> None:
+    scene = Scene(backend, FusedAttention, SPEC, NHD_PAGED, 128, [1], [3])
+    scene.q_lens, scene.kv_lens, scene.table = [1, 1], [3, 3], torch.ones(2, 2, dtype=torch.int32)
+    with pytest.raises(EngineError, match="was made for 1 rows"):
+        scene.answers()
+
+
+@pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED], ids=lambda one: one.name)
+def test_write_changes_only_its_slots(backend: Backend, layout: KVLayout) -> None:
+    group = KVGroup(index=0, layers=(0,), spec=SPEC, layout=layout, manager_block=16, kernel_block=16)
+    cache = backend.device.empty_cache(group, 4)
+    for plane in cache.planes.values():
+        plane.fill_(7)
+    kernel = FusedAttention(SPEC, group, Limits(max_rows=1, max_tokens=4, max_kv_len=64, max_blocks=4), backend.device)
+    packed = torch.randn(3, 3, 2, 32).to(torch.bfloat16).to("npu")
+    slots = torch.tensor([63, 0, 17])
+    kernel.write(LayerArgs(), packed[:, 1], packed[:, 2], cache, slots.to("npu"))  # strided, as from a packed QKV
+    k, v = cache.read(torch.arange(64, device="npu"))
+    assert torch.equal(k.cpu()[slots], packed.cpu()[:, 1]) and torch.equal(v.cpu()[slots], packed.cpu()[:, 2])
+    others = torch.ones(64, dtype=torch.bool)
+    others[slots] = False
+    assert (k.cpu()[others] == 7).all() and (v.cpu()[others] == 7).all()
+
+
+@pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED, LATENT], ids=lambda one: one.name)
+def test_blocks_go_to_the_host_and_back_bit_exact(backend: Backend, layout: KVLayout) -> None:
+    spec = LATENT_SPEC if layout is LATENT else SPEC
+    group = KVGroup(index=0, layers=(0,), spec=spec, layout=layout, manager_block=128, kernel_block=128)
+    here = backend.device.empty_cache(group, 3)
+    for plane in here.planes.values():
+        plane.copy_(torch.randint(-(2**15), 2**15, plane.shape, dtype=torch.int16).view(spec.dtype))  # any bits
+    there = allocate_cache(spec, KVLayout("host", layout.planes) if layout is LATENT else NHD, 48, 16, "cpu")
+    convert_blocks(here, torch.tensor([2, 0], device="npu"), there, torch.arange(16) + 5)
+    back = backend.device.empty_cache(group, 3)
+    convert_blocks(there, torch.arange(16) + 5, back, torch.tensor([2, 0], device="npu"))
+    for name, plane in here.planes.items():
+        for block in (0, 2):
+            assert torch.equal(plane[block].cpu().view(torch.int16), back.planes[name][block].cpu().view(torch.int16))
+
+
+def test_the_backend_offers_these(backend: Backend) -> None:
+    for spec, layout, target in ((SPEC, NHD_PAGED, FusedAttention), (LATENT_SPEC, LATENT, LatentAttention)):
+        query = AttentionQuery(spec=spec, layout=layout, block_size=128)
+        assert backend.choose_attention(query).target is target
+    assert [layout.name for layout in backend.layouts()][:3] == ["nhd", "hnd", "latent_rope"]
