@@ -27,6 +27,9 @@ class Context:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.device = backend.device
+        # Another plugin's kernels for the same type of device say nothing about this one.
+        for op, candidates in backend.candidates.items():
+            backend.candidates[op] = [one for one in candidates if one.plugin == backend.plugin]
         self.layouts: dict[str, KVLayout] = {layout.name: layout for layout in backend.layouts()}
         self._tables: dict[torch.dtype, Any] = {}
 

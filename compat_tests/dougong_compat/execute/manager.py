@@ -276,22 +276,28 @@ def _partial_prefix(kv: Any, params: dict[str, Any], seed: int) -> _Checks:
 def _hybrid_prefix(kv: Any, params: dict[str, Any], seed: int) -> _Checks:
     """Full attention, a window and another block size: a hit is valid in every group."""
     groups = [
-        {"block_size": 8, "num_blocks": 30}, {"block_size": 4, "num_blocks": 30, "window": 10},
-        {"block_size": 8, "num_blocks": 20, "window": 17},
+        {"block_size": 8, "num_blocks": 30}, {"block_size": 4, "num_blocks": 10, "window": 10},
+        {"block_size": 8, "num_blocks": 9, "window": 17},
     ]  # fmt: skip
     shadow = Shadow(kv, groups)
     tokens = [i % 5 for i in range(60)]
     first = shadow.sequence(tokens)
-    shadow.begin(first, 10)
-    for upto in range(10, 61, 10):
-        shadow.compute(first, upto)
+    shadow.begin(first, 5)
+    for upto in range(5, 61, 5):
+        yield f"room for {upto}", shadow.compute(first, upto)
         yield _sound(shadow, f"computed {upto}")
     yield "blocks behind the window went back", first.block_ids[1][0] == 0
+    shadow.release(first)
     for length in (60, 48, 33, 25, 9):
+        # the windows' pools are small: what lay behind a window was overwritten long ago
         second = shadow.sequence(tokens[:length])
-        hit = shadow.begin(second, length)
+        hit = shadow.begin(second, 1)
         yield f"a prompt of {length} starts", hit is not None
-        shadow.compute(second, length)
+        yield _sound(shadow, f"a prompt of {length} with a hit of {hit}, just begun")
+        at = hit or 0
+        while at < length:
+            at = min(length, at + 5)
+            shadow.compute(second, at)
         yield _sound(shadow, f"a prompt of {length} with a hit of {hit}")
         shadow.release(second)
 

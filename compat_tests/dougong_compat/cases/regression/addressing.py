@@ -25,8 +25,8 @@ def collect() -> Iterator[Case]:
     latent: dict[str, Any] = {"D": 576, "Dv": 512, "H": 4, "K": 1, "latent": True, "layout": "nhd", "block": 16, "spare": 0}
     yield two.call("decode", rows=[[1, 70]], stride="wide", **latent)
     three = Entry(3, "vllm-50427-gather-below-the-cache", "vllm-project/vllm", 50427)
-    yield three.call("decode", "needle", rows=[[1, 40]], **_WIDE)
-    yield three.call("extend", "needle", rows=[[6, 45]], **_WIDE)
+    yield three.call("decode", "needle", rows=[[1, 75]], **_WIDE)
+    yield three.call("extend", "needle", rows=[[6, 80]], **_WIDE)
     four = Entry(4, "aiter-4774-blocks-past-int32-score-zero", "ROCm/aiter", 4774)
     for kv in ("", "int8"):
         yield four.call(f"long{kv}", rows=[[1, 75]], kv=kv, **_WIDE)

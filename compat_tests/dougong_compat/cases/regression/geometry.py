@@ -31,6 +31,7 @@ def _geometry() -> Iterator[Case]:
     yield a.call("alibi48", rows=[[1, 33], [4, 20]], H=48, K=12, D=32, alibi=True)
     a = Entry(43, "vllm-metal-292-heads-and-block-544", "vllm-project/vllm-metal", 292)
     yield a.call("block544", "needle", rows=[[1, 545], [3, 30]], block=544, D=128, H=4, K=1)
+    yield a.call("block544-mean", rows=[[1, 545], [1, 540]], block=544, values="flat", **_SMALL)
     for K in (1, 2, 4, 8):
         yield a.call(f"kv-heads{K}", "needle", rows=[[1, 20], [3, 30]], D=128, H=8, K=K)
     a = Entry(44, "fa-2470-zero-lengths", "Dao-AILab/flash-attention", 2470)

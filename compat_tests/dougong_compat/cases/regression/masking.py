@@ -29,8 +29,8 @@ def collect() -> Iterator[Case]:
             ],
         )  # fmt: skip
     a = Entry(31, "sglang-22688-empty-chunk-of-a-short-prefix", "sgl-project/sglang", 22688)
-    yield a.call("mla", rows=[[4, 4], [3, 37], [5, 6]], **_MLA)
-    yield a.call("plain", rows=[[4, 4], [3, 37], [5, 6]], **_SMALL)
+    yield a.call("mla", rows=[[4, 4], [3, 37], [2, 2], [5, 6]], **_MLA)
+    yield a.call("plain", rows=[[4, 4], [3, 37], [2, 2], [5, 6]], **_SMALL)
     a = Entry(32, "local-inference-lab-vllm-17-merge-strides", "local-inference-lab/vllm", 17)
     for strided in ("a", "b", "both"):
         yield a.case(strided, "L1", "op", ("op:merge_lse",), op="merge_lse", T=7, H=3, D=64, dtype="own", strided=strided)

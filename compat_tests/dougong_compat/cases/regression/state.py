@@ -55,7 +55,11 @@ def _concurrency() -> Iterator[Case]:
     yield a.case("event", "L0", "device", check="pinned_lifetime")
     a = Entry(63, "llama-cpp-17887-shared-memory-race", "ggml-org/llama.cpp", 17887)
     for batch, rows in (("split", [[1, 3000]]), ("many", [[1, 37 * i + 1] for i in range(12)]), ("extend", [[33, 500]])):
-        yield a.call(batch, "stress", "L4", rows=rows, check="rerun", times=5, profile="full", needs=("deterministic",), **_SMALL)
+        for dtype in ("own", "float32"):
+            yield a.call(
+                f"{batch}-{dtype}", "stress", "L4", rows=rows, check="rerun", times=5, profile="full", dtype=dtype,
+                needs=("deterministic",), **_SMALL,
+            )  # fmt: skip
     yield a.variants(
         "twice", {"rows": [[1, 1500], [1, 7]], **_SMALL}, [{"mode": "oracle", "name": "again"}, {"mode": "oracle", "name": "and again"}]
     )
@@ -96,7 +100,8 @@ def _determinism() -> Iterator[Case]:
         "decode": [[1, 40], [1, 300], [1, 7], [1, 900]],
         "extend": [[1, 40], [5, 70], [17, 33]],
     }.items():
-        base = {"rows": rows, "batch_invariant": True, **_SMALL}
         keeps: list[dict[str, Any]] = [{"keep": [row], "name": f"row {row} alone"} for row in range(len(rows))]
         keeps.append({"keep": [0, len(rows) - 1], "name": "first and last row"})
-        yield a.variants(name, base, keeps, level="L4", needs=("batch_invariant",))
+        for dtype in ("own", "float32"):  # rounding to 16 bits hides most of it
+            base = {"rows": rows, "batch_invariant": True, "dtype": dtype, **_SMALL}
+            yield a.variants(f"{name}-{dtype}", base, keeps, level="L4", needs=("batch_invariant",))

@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant("no-causal-mask", "honest-split", "L2/needle/mask/prefill-future-h8k2-d128", _CAUSAL, "            pass\n"),
     Mutant(
-        "causal-strict", "honest-eager", "L2/needle/mask/decode-future-h4k4-d128", _CAUSAL,
+        "causal-strict", "honest-eager", "L1/attention/mandatory/prefill-h4k1-d64", _CAUSAL,
         "            hidden = hidden | (distance >= 0)\n",
     ),
     Mutant(
@@ -102,7 +102,7 @@ MUTANTS = [
         "        cut = spec.head_dim // 16 * 16\n        s = torch.einsum(\"qhd,shd->qhs\", q[..., :cut], wide[..., :cut]) * scale\n", 42,
     ),
     Mutant(
-        "block-above-512", "honest-tiled", f"{_RE}43-vllm-metal-292-heads-and-block-544/block544",
+        "block-above-512", "honest-tiled", f"{_RE}43-vllm-metal-292-heads-and-block-544/block544-mean",
         "            width = min(n, kv_len - tile * n)\n", "            width = min(n, 512, kv_len - tile * n)\n", 43,
     ),
     Mutant(

@@ -71,6 +71,7 @@ MUTANTS = [
     Mutant(
         "merge-both-empty-nan", "honest-eager", f"{_RE}53-fa-26d7d92f-both-parts-empty/merge-both",
         "    base = torch.where(lse == NEG, 0.0, lse)\n", "    base = lse\n", 53,
+        also=(("    part_a = torch.where(share_a > 0, out_a.float() * share_a, 0.0)\n", "    part_a = torch.nan_to_num(out_a.float()) * share_a\n"),),
     ),
     Mutant(
         "merge-multiplies-the-empty-part", "honest-tiled", f"{_RE}53-fa-26d7d92f-both-parts-empty/merge-a",

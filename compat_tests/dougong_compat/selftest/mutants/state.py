@@ -33,7 +33,7 @@ MUTANTS = [
         "workspace-not-reset", "honest-split", "L2/regression/59-fa-1a58058a-semaphore-not-reset/big-then-small",
         "        lse = torch.logsumexp(lses, 0)\n",
         "        old = _LEFT.get(id(self), 0)\n        _LEFT[id(self)] = len(lses)\n"
-        "        if old > len(lses):\n            outs = torch.cat((outs, outs[:1]))\n            lses = torch.cat((lses, lses[:1]))\n"
+        "        if old > len(lses):\n            outs = torch.cat((outs, 0 * outs[:1]))\n            lses = torch.cat((lses, lses[:1]))\n"
         "        lse = torch.logsumexp(lses, 0)\n", 59,
         also=(("NEG = float(\"-inf\")\n", "NEG = float(\"-inf\")\n_LEFT: dict = {}\n"),),
     ),
@@ -47,12 +47,12 @@ MUTANTS = [
         "        first = plan.__dict__.setdefault(\"first\", {}).setdefault(row, self.first_key(q_len, kv_len) // n)\n        last", 60,
     ),
     Mutant(
-        "batch-dependent-split", "honest-split", f"{_RE}70-vllm-53257-not-batch-invariant/decode",
+        "batch-dependent-split", "honest-split", f"{_RE}70-vllm-53257-not-batch-invariant/decode-float32",
         "        for begin in range(first, kv_len, self.part):\n            end = min(kv_len, begin + self.part)\n",
         "        part = 16 * plan.batch.num_rows\n        for begin in range(first, kv_len, part):\n            end = min(kv_len, begin + part)\n", 70,
     ),
     Mutant(
-        "nondeterministic-order", "honest-split", f"{_RE}63-llama-cpp-17887-shared-memory-race/split",
+        "nondeterministic-order", "honest-split", f"{_RE}63-llama-cpp-17887-shared-memory-race/split-float32",
         "        lse = torch.logsumexp(lses, 0)\n",
         "        order = torch.randperm(len(lses))\n        outs, lses = outs[order], lses[order]\n        lse = torch.logsumexp(lses, 0)\n", 63,
     ),
@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant("key-without-image", "honest-eager", "L2/regression/67-vllm-30931-prefix-key-collisions/image", manager="no_image", entry=67),
     Mutant("key-without-parent", "honest-eager", "L2/regression/67-vllm-30931-prefix-key-collisions/parent", manager="no_parent", entry=67),
     Mutant("hit-covers-the-last-token", "honest-eager", "L2/regression/68-lmcache-2206-partial-chunk/33", manager="long_hit", entry=68),
-    Mutant("window-frees-too-early", "honest-eager", "L2/manager/window/n4-w5", manager="window_early"),
+    Mutant("window-frees-too-early", "honest-eager", "L2/manager/window/n4-w2", manager="window_early"),
     Mutant("window-never-frees", "honest-eager", "L2/manager/window/n4-w16", manager="window_never"),
     Mutant("resume-counts-twice", "honest-eager", "L2/regression/69-vllm-ascend-11334-resumed-is-not-a-prompt/release-and-begin", manager="grow_extra", entry=69),
     Mutant("hybrid-hit-of-one-group", "honest-eager", "L2/regression/68-lmcache-2206-partial-chunk/hybrid", manager="hybrid_one", entry=68),
