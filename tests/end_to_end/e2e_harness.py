@@ -13,6 +13,7 @@ import torch
 
 from dougong import LLM, SamplingParams
 from dougong.engine import Engine
+from dougong.plugins import load_plugins
 
 #: The backend that the tests run on. tests/end_to_end/test_on_sim.py runs some of them again on another.
 BACKEND = os.environ.get("DOUGONG_E2E_BACKEND", "cpu")
@@ -118,6 +119,15 @@ class Reference:
             self._greedy[key] = self.generate(prompt, max_new_tokens=count)
         return self._greedy[key]
 
+    def greedy_near(self, prompt: Sequence[int], guess: Sequence[int]) -> list[int]:
+        """The same as ``greedy(prompt, len(guess))``, at the cost of one forward where the guess is right.
+
+        If every token of the guess is the likeliest after the prompt and the tokens before it, then greedy search
+        gives just these tokens.
+        """
+        likeliest = self.logprobs([*prompt, *guess])[len(prompt) - 1 : -1].argmax(-1).tolist()
+        return likeliest if likeliest == list(guess) else self.greedy(prompt, len(guess))
+
     def generate(self, prompt: Sequence[int], **options: Any) -> list[int]:
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, **options}
         ids = torch.tensor([list(prompt)])
@@ -134,12 +144,12 @@ class Reference:
 
 
 def make_llm(folder: Path | str, **options: Any) -> LLM:
-    """An LLM of a small model, in float32."""
+    """An LLM of a small model, in float32. No plugin but the backend's takes part."""
     values: dict[str, Any] = {
         "backend": BACKEND, "dtype": "float32", "max_num_seqs": 8, "max_model_len": 256, "num_kv_blocks": 160,
         "warm_up": False, **options,
     }  # fmt: skip
-    return LLM(str(folder), **values)
+    return LLM(str(folder), plugins=load_plugins(BACKEND), **values)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from e2e_harness import BACKEND, Reference, check_clean, greedy, prompts
 
-from dougong import AsyncEngine, SamplingParams
+from dougong import AsyncEngine, Engine, EngineConfig, SamplingParams
 from dougong.errors import EngineError, InvalidRequestError
+from dougong.plugins import load_plugins
 from dougong.types import FinishReason, RequestOutput
 
 
@@ -22,7 +23,7 @@ def make(llama: Path, **options: Any) -> AsyncEngine:
         "model": str(llama), "backend": BACKEND, "dtype": "float32", "max_num_seqs": 8, "max_model_len": 256,
         "num_kv_blocks": 64, "warm_up": False,
     }  # fmt: skip
-    return AsyncEngine(**(values | options))
+    return AsyncEngine(engine=Engine(EngineConfig(**(values | options)), plugins=load_plugins(BACKEND)))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,27 @@ def test_memory_is_given_back(model: Path) -> None:
     assert torch.sim.memory_allocated() < 1 << 20
 
 
-def test_too_little_memory_for_the_cache(model: Path) -> None:
+@pytest.fixture
+def little() -> Iterator[None]:
+    """A device that has 1 MiB more than is used now."""
     before = torch.sim.mem_get_info()[1]
     torch.sim.set_memory_limit(torch.sim.memory_reserved() + (1 << 20))
-    try:
-        with pytest.raises(CacheMemoryError):
-            engine(model, num_kv_blocks=100_000)
-    finally:
-        torch.sim.set_memory_limit(before)
+    yield
+    torch.sim.set_memory_limit(before)
+
+
+@pytest.mark.usefixtures("little")
+def test_too_little_memory_for_the_cache_says_how_much_fits(model: Path, expected: list[list[int]]) -> None:
+    with pytest.raises(CacheMemoryError, match=r"bytes .* were asked for.*lower num_kv_blocks") as caught:
+        engine(model, num_kv_blocks=100_000)
+    found = re.search(r"About (\d+) blocks fit", str(caught.value))
+    assert found is not None
+    fits = int(found[1])
+    assert 8 < fits < 100_000
+    assert tokens(engine(model, num_kv_blocks=fits // 2)) == expected  # nothing of the first try is left in the way
+
+
+@pytest.mark.usefixtures("little")
+def test_too_little_memory_for_one_request_of_the_length_asked_for(model: Path) -> None:
+    with pytest.raises(CacheMemoryError, match=r"(enough for \d+ tokens|does not fit).*(max_model_len|max_num)"):
+        engine(model, num_kv_blocks=None, memory_utilization=0.01, max_model_len=256)
