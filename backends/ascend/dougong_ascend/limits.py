@@ -92,7 +92,8 @@ def nz_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
     found = list(_common(query, (torch.float16,)))
     for asked, what in (
         (spec.lse, "LSE"), (spec.sinks, "sinks"), (spec.window is not None, "a window"),
-        (spec.latent, "a latent cache"), (query.ragged, "K and V without a cache"), (spec.head_dim_v != spec.head_dim, "a V of another width than K"),
+        (spec.latent, "a latent cache"), (query.ragged, "K and V without a cache"),
+        (spec.head_dim_v != spec.head_dim, "a V of another width than K"),
     ):  # fmt: skip
         if asked:
             found.append(Refusal(f"{what} on 310P", "plain attention over a paged cache"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +46,7 @@ def fake_sdk(npu: ModuleType, soc: str) -> ModuleType:
     def module(name: str, **contents: Any) -> Any:
         made: Any = ModuleType(name)
         made.__dict__.update(contents)
+        made.__spec__ = ModuleSpec(name, None)  # other libraries ask importlib whether the SDK is there
         sys.modules[name] = made
         return made
 

@@ -1,0 +1,81 @@
+"""The whole engine through this backend on the twin: eager, with graphs, and short of blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dougong_ascend
+from dougong import LLM, SamplingParams
+from dougong.plugins import load_plugins
+from dougong_ascend.twin import plugin
+from dougong_ascend.twin.settings import settings
+
+PROMPTS = [[5, 7, 9, 3], list(range(3, 40)), [11]]
+
+
+def make(folder: Path, **changes: Any) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, vocab_size=100, initializer_range=0.3, max_position_embeddings=256,
+    )  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**(shape | changes))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("tiny-llama"))
+
+
+def engine(model: Path, backend: str = "ascend-twin", **options: Any) -> LLM:
+    import dougong_cpu
+
+    plugins = load_plugins(entries=(), extra=[("ascend", dougong_ascend), ("twin", plugin), ("cpu", dougong_cpu)])
+    chosen: dict[str, Any] = {
+        "backend": backend, "dtype": "float16", "skip_tokenizer_init": True, "max_num_seqs": 4, "max_model_len": 128,
+        "num_kv_blocks": 24, "block_size": 16, "plugins": plugins,
+    }  # fmt: skip
+    return LLM(str(model), **(chosen | options))
+
+
+def tokens(llm: LLM, prompts: list[list[int]] = PROMPTS, count: int = 8) -> list[list[int]]:
+    sampling = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[int]]:
+    """The same model through the CPU backend."""
+    return tokens(engine(model, "cpu", enforce_eager=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"enforce_eager": True}, {}, {"overlap": False, "graph_sizes": [1, 4]}, {"num_kv_blocks": 8}, {"block_size": 128}],
+    ids=str,
+)
+def test_greedy_tokens(model: Path, expected: list[list[int]], options: dict[str, Any]) -> None:
+    assert tokens(engine(model, **options)) == expected
+
+
+def test_on_310p(model: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "soc", "Ascend310P3")
+    assert tokens(engine(model)) == expected
+
+
+def test_choices_and_captures(model: Path) -> None:
+    llm = engine(model)
+    runner = llm.engine.runner if hasattr(llm.engine, "runner") else llm.engine._runner
+    assert runner.choices["attention"].spec.provider == "npu fused infer attention"
+    graphs = runner._parts.graphs
+    assert graphs is not None and graphs.mixed == () and graphs.decode
+    tokens(llm)
+    assert graphs.failed == "" and any(entry.ready for entry in graphs.captured.values())

@@ -1,0 +1,250 @@
+"""Every documented refusal: the twin says no, as the device does. That the backend never asks is test_limits.py's and
+test_attention.py's part: there the same rules stand behind every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dougong_ascend.attention import causal_mask
+from dougong_ascend.twin import TwinRefusal
+from dougong_ascend.twin.settings import settings
+
+BF16 = torch.bfloat16
+
+
+def on(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype, device="npu")
+
+
+def table(rows: int = 2, width: int = 2, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.zeros(rows, width, dtype=dtype, device="npu")
+
+
+def call(
+    version: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None, arguments: dict[str, Any]
+) -> Any:
+    names = {
+        "actual_seq_lengths": "actual_seq_qlen", "actual_seq_lengths_kv": "actual_seq_kvlen",
+        "num_heads": "num_query_heads", "scale": "softmax_scale", "softmax_lse_flag": "return_softmax_lse",
+    }  # fmt: skip
+    value = key if value is None else value
+    if version == 1:
+        return torch.ops.npu.npu_fused_infer_attention_score(query, key, value, **arguments)
+    renamed = {names.get(name, name): given for name, given in arguments.items()}
+    return torch.ops.npu.npu_fused_infer_attention_score_v2(query, key, value, **renamed)
+
+
+def decode(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """A good call with one query per row; ``changes`` replace q, k, v or arguments (None takes one away)."""
+    q, k, v = changes.pop("q", on(2, 4, 1, 32)), changes.pop("k", on(3, 16, 64)), changes.pop("v", None)
+    arguments = {
+        "num_heads": 4, "num_key_value_heads": 2, "scale": 1.0, "input_layout": "BNSD", "block_table": table(),
+        "block_size": 16, "actual_seq_lengths_kv": [3, 20],
+    } | changes  # fmt: skip
+    return q, k, v, {name: given for name, given in arguments.items() if given is not None}
+
+
+def prompt(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """A good call with three queries per row."""
+    defaults = {
+        "q": on(2, 3, 4, 32), "k": on(3, 128, 64), "input_layout": "BSND", "block_size": 128, "sparse_mode": 3,
+        "atten_mask": causal_mask(torch.device("npu", 0)), "actual_seq_lengths_kv": [3, 130],
+    }  # fmt: skip
+    return decode(**(defaults | changes))
+
+
+def mla(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """A good MLA call with one query per row."""
+    heads = changes.pop("heads", 32)
+    defaults = {
+        "q": on(2, heads, 1, 512), "k": on(3, 16, 512), "num_heads": heads, "num_key_value_heads": 1,
+        "query_rope": on(2, heads, 1, 64), "key_rope": on(3, 16, 64),
+    }  # fmt: skip
+    return decode(**(defaults | changes))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("make", [decode, prompt, mla])
+def test_the_good_calls_pass(make: Any, version: int) -> None:
+    out, _ = call(version, *make())
+    assert not out.isnan().any()
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (decode, {"q": lambda: on(2, 4, 1, 32, dtype=torch.float32)}, "float16 or bfloat16"),
+    (decode, {"k": lambda: on(3, 16, 64, dtype=torch.float16)}, "query in"),
+    (decode, {"q": lambda: on(2, 4, 1, 64)[..., ::2]}, "not contiguous"),
+    (decode, {"q": lambda: on(2, 4, 1, 40), "k": lambda: on(3, 16, 80)}, "multiple of 16"),
+    (decode, {"q": lambda: on(2, 4, 1, 528), "k": lambda: on(3, 16, 1056)}, "at most 512"),
+    (decode, {"num_heads": 3}, "the query has 4"),
+    (decode, {"num_key_value_heads": 3}, "kv heads"),
+    (decode, {"q": lambda: on(2, 66, 1, 32), "k": lambda: on(3, 16, 32), "num_heads": 66, "num_key_value_heads": 1},
+     "more than 64"),
+    (decode, {"q": lambda: on(2, 258, 1, 32), "k": lambda: on(3, 16, 32 * 129), "num_heads": 258,
+              "num_key_value_heads": 129}, "at most 256"),
+    (decode, {"block_table": lambda: table(dtype=torch.int64)}, "int32"),
+    (decode, {"block_table": lambda: table(rows=3)}, "for 2 rows"),
+    (decode, {"block_table": lambda: table(width=1)}, "2 blocks in a row"),
+    (decode, {"block_table": lambda: table() + 3}, "leaves the cache"),
+    (decode, {"block_table": lambda: table() - 1}, "leaves the cache"),
+    (decode, {"block_table": lambda: torch.zeros(2, 2, dtype=torch.int32)}, "not on the device"),
+    (decode, {"block_size": 0}, "block_size is 0"),
+    (decode, {"block_size": 32}, "blocks of 16"),
+    (decode, {"k": lambda: on(3, 24, 64), "block_size": 24}, "multiples of 16"),
+    (decode, {"k": lambda: on(3, 528, 64), "block_size": 528}, "up to 512"),
+    (decode, {"v": lambda: on(3, 16, 128)}, "differ"),
+    (decode, {"k": lambda: on(3, 16, 32)}, "K·D"),
+    (decode, {"k": lambda: on(3, 16, 2 * 65536 // 2), "num_key_value_heads": 128, "num_heads": 128,
+              "q": lambda: on(2, 128, 1, 512)}, "at most 65535"),
+    (decode, {"k": lambda: torch.zeros(1, dtype=BF16, device="npu").expand(2**21, 16, 64)}, "not contiguous"),
+    (decode, {"actual_seq_lengths_kv": None}, "needs kv lengths"),
+    (decode, {"actual_seq_lengths_kv": [3, 20, 4][:0]}, "0 kv lengths"),
+    (decode, {"actual_seq_lengths_kv": [-1, 20]}, "negative"),
+    (decode, {"actual_seq_lengths_kv": [0, 20]}, "kv length of 0"),
+    (decode, {"input_layout": "QQQ"}, "input_layout"),
+    (decode, {"inner_precise": 2}, "0 or 1"),
+    (decode, {"atten_mask": lambda: on(2, 1, 1, 16, dtype=torch.bool)}, "covers 16 keys of 32"),
+    (decode, {"atten_mask": lambda: on(2, 1, 1, 32)}, "bool, int8 or uint8"),
+    (decode, {"pse_shift": lambda: on(2, 4, 1, 32)}, "not modelled"),
+    (prompt, {"k": lambda: on(3, 16, 64), "block_size": 16, "actual_seq_lengths_kv": [3, 20]}, "multiples of 128"),
+    (prompt, {"k": lambda: on(3, 192, 64), "block_size": 192}, "multiples of 128"),
+    (prompt, {"k": lambda: on(3, 640, 64), "block_size": 640}, "up to 512"),
+    (prompt, {"k": lambda: on(3, 2, 128, 32)}, "heads outside under BSND"),
+    (prompt, {"q": lambda: on(2, 3, 128, 512), "num_heads": 128, "k": lambda: on(3, 128, 1024)}, "below 65535"),
+    (prompt, {"atten_mask": None}, "without a mask"),
+    (prompt, {"atten_mask": lambda: on(128, 128, dtype=torch.bool)}, "2048×2048"),
+    (prompt, {"atten_mask": lambda: on(2048, 2048)}, "bool, int8 or uint8"),
+    (prompt, {"atten_mask": lambda: on(2048, 2048, dtype=torch.bool)}, "not the triangle"),
+    (prompt, {"sparse_mode": 5}, "0 to 4"),
+    (prompt, {"sparse_mode": 4, "pre_tokens": -3, "next_tokens": 0}, "empty band"),
+    (prompt, {"inner_precise": 4}, "inner_precise=4"),
+    (mla, {"key_rope": None}, "without key_rope"),
+    (mla, {"k": lambda: on(3, 32, 512), "key_rope": lambda: on(3, 32, 64), "block_size": 32}, "16 or 128"),
+    (mla, {"heads": 24}, "one of"),
+    (mla, {"softmax_lse_flag": True}, "no LSE"),
+    (mla, {"sparse_mode": 3}, "sparse_mode 3"),
+    (mla, {"q": lambda: on(2, 32, 17, 512), "query_rope": lambda: on(2, 32, 17, 64)}, "at most 16"),
+    (mla, {"query_rope": lambda: on(2, 32, 1, 32)}, "512 and 64"),
+    (mla, {"block_table": None, "block_size": 0, "k": lambda: on(2, 1, 16, 512)}, "without paging"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "changes", "rule"), REFUSED, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_refused(make: Any, changes: dict[str, Any], rule: str, version: int) -> None:
+    made = {name: value() if callable(value) else value for name, value in changes.items()}
+    with pytest.raises(TwinRefusal, match=rule):
+        call(version, *make(**made))
+
+
+def test_a_large_cache_is_refused() -> None:
+    huge = torch.empty(2**21 + 1, 16, 64, dtype=BF16, device="meta")  # beyond 2^31 elements
+    from dougong_ascend.twin.fused_rules import Request, _paging
+
+    given = dict(block_table=torch.zeros(1, 1, dtype=torch.int32), block_size=16, num_heads=4, num_key_value_heads=2)
+    request = Request(1, huge, huge, huge, given, batch=1, dim=32, kv_lens=(3,))
+    with pytest.raises(TwinRefusal, match="at most 2"):
+        _paging(request)
+
+
+def test_first_version_wants_more_latent_heads() -> None:
+    call(2, *mla(heads=4))
+    with pytest.raises(TwinRefusal, match="one of"):
+        call(1, *mla(heads=4))
+
+
+def tnd(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    defaults = {
+        "q": on(5, 4, 128), "k": on(3, 128, 256), "input_layout": "TND", "block_size": 128, "sparse_mode": 3,
+        "actual_seq_lengths": [2, 5], "actual_seq_lengths_kv": [3, 20],
+        "atten_mask": causal_mask(torch.device("npu", 0)),
+    }  # fmt: skip
+    return decode(**(defaults | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"actual_seq_lengths": None}, "prefix sums on the host"),
+        ({"actual_seq_lengths": [3, 2]}, "do not fall"),
+        ({"actual_seq_lengths": [2, 4]}, "end at 4"),
+        ({"actual_seq_lengths_kv": [3]}, "per row"),
+        ({"q": lambda: on(5, 4, 64), "k": lambda: on(3, 128, 128)}, "128 or 192"),
+        ({"sparse_mode": 2}, "0, 3 or 4"),
+        ({"learnable_sink": lambda: on(4, dtype=torch.float32)}, "bfloat16"),
+        ({"learnable_sink": lambda: on(3)}, "(N,)"),
+    ],
+)
+def test_tnd(changes: dict[str, Any], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {name: value() if callable(value) else value for name, value in changes.items()}
+    with pytest.raises(TwinRefusal, match="contradict"):
+        call(2, *tnd())
+    monkeypatch.setattr(settings, "tnd_paging", True)
+    call(2, *tnd(learnable_sink=on(4)))
+    with pytest.raises(TwinRefusal, match=rule.replace("(", r"\(").replace(")", r"\)")):
+        call(2, *tnd(**made))
+
+
+def test_sinks_want_tnd() -> None:
+    with pytest.raises(TwinRefusal, match="TND only"):
+        call(2, *decode(learnable_sink=on(4)))
+
+
+SCATTER: list[tuple[dict[str, Any], str]] = [
+    ({"slots": [0, -1, 3]}, "slots from -1"),
+    ({"slots": [0, 48, 3]}, "0 to 47"),
+    ({"slots": [5, 1, 5]}, "stands twice"),
+    ({"slot_dtype": torch.float32}, "int32 or int64"),
+    ({"slots": [0, 1]}, "slots, 3 tokens"),
+    ({"k": torch.zeros(3, 2, 64, dtype=BF16)[..., ::2]}, "not contiguous"),
+    ({"k": torch.zeros(3, 2, 32, dtype=torch.float16)}, "dtypes differ"),
+    ({"k": torch.zeros(3, 1, 32, dtype=BF16)}, "tokens or heads"),
+    ({"mode": "PA_NZ"}, "in mode PA_NZ"),
+    ({"mode": "nd"}, "cache_mode"),
+    ({"cache": torch.zeros(3, 16, 2, 16, dtype=BF16)}, "a cache"),
+]
+
+
+@pytest.mark.parametrize(("changes", "rule"), SCATTER, ids=[rule for _, rule in SCATTER])
+def test_writes(changes: dict[str, Any], rule: str) -> None:
+    k = changes.get("k", torch.zeros(3, 2, 32, dtype=BF16))
+    strides, k = k.stride(), k.to("npu")
+    if not changes.get("k", k).is_contiguous():
+        k = torch.zeros(512, dtype=BF16, device="npu").as_strided((3, 2, 32), strides)
+    v, cache = on(3, 2, 32), changes.get("cache", torch.zeros(3, 16, 2, 32, dtype=BF16)).to("npu")
+    slots = torch.tensor(changes.get("slots", [0, 1, 2]), dtype=changes.get("slot_dtype", torch.int64), device="npu")
+    with pytest.raises(TwinRefusal, match=rule):
+        torch.ops.npu.npu_scatter_pa_kv_cache(
+            k, v, cache, on(3, 16, 2, 32), slots, cache_mode=changes.get("mode", "Norm")
+        )
+
+
+def test_schemas_are_the_real_ones() -> None:
+    q, k, _, arguments = decode()
+    with pytest.raises(RuntimeError, match="num_head"):
+        torch.ops.npu.npu_fused_infer_attention_score(q, k, k, num_head=4)
+    with pytest.raises(RuntimeError, match="actual_seq_lengths_kv"):
+        torch.ops.npu.npu_fused_infer_attention_score(q, k, k, **(arguments | {"actual_seq_lengths_kv": torch.ones(2)}))
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments", "rule"),
+    [
+        ("npu_rms_norm", lambda: (on(3, 32), on(32, dtype=torch.float32)), "gamma in"),
+        ("npu_rms_norm", lambda: (on(3, 32), on(16)), "gamma"),
+        ("npu_rms_norm", lambda: (on(3, 32, dtype=torch.float64), on(32, dtype=torch.float64)), "float32"),
+        ("npu_rotary_mul", lambda: (on(3, 2, 32), on(1, 3, 1, 32), on(1, 3, 1, 32)), "four dimensions"),
+        ("npu_rotary_mul", lambda: (on(1, 3, 2, 896), on(1, 3, 1, 896), on(1, 3, 1, 896)), "below 896"),
+        ("npu_rotary_mul", lambda: (on(1, 3, 2, 32), on(1, 3, 1, 16), on(1, 3, 1, 16)), "r1"),
+        ("npu_rotary_mul", lambda: (on(1, 3, 1000, 32), on(1, 3, 1, 32), on(1, 3, 1, 32)), "below 1000"),
+        ("npu_swiglu", lambda: (on(3, 33),), "even"),
+    ],
+)
+def test_other_operators(op: str, arguments: Any, rule: str) -> None:
+    with pytest.raises(TwinRefusal, match=rule):
+        getattr(torch.ops.npu, op)(*arguments())
