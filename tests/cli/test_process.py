@@ -93,17 +93,17 @@ def test_chat_in_a_terminal(llama: Path) -> None:
     try:
         assert "/quit" in terminal.wait(lambda seen: seen.endswith("> "))
         first = terminal.type("one")
-        assert "28 prompt + " in first  # [system] Hi.\n [user] one\n [assistant] and a space
+        assert "36 prompt + " in first  # [system] Hi.\n [user] one\n [assistant] and a space
         longer = terminal.type("two")
-        assert "prompt + " in longer and "28 prompt" not in longer
+        assert "prompt + " in longer and "36 prompt" not in longer
         assert "/undo" in terminal.type("/what")
         terminal.type("/new")
-        assert "28 prompt + " in terminal.type("one")  # the same as at first: nothing is left of before
+        assert "36 prompt + " in terminal.type("one")  # the same as at first: nothing is left of before
         terminal.type("/undo")
-        assert "28 prompt + " in terminal.type("two")
+        assert "36 prompt + " in terminal.type("two")
         terminal.type("/undo")
         assert "starts over" in terminal.type("x" * 200)  # longer than the context; the talk goes on
-        assert "28 prompt + " in terminal.type("two")
+        assert "36 prompt + " in terminal.type("two")
         terminal.type("")
         os.write(terminal.master, b"/quit\n")
         assert terminal.process.wait(60) == 0

@@ -43,16 +43,22 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _root(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens inside."),
-) -> None:
-    """dougong (斗拱): one LLM serving core for every accelerator."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from dougong import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+def _root(
+    # Eager: it is answered before a command is asked for.
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and leave.", callback=_print_version, is_eager=True
+    ),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what happens inside."),
+) -> None:
+    """dougong (斗拱): one LLM serving core for every accelerator."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )

@@ -33,7 +33,7 @@ def chat(
     """Talk with a model. Earlier turns stay in the prefix cache, so an answer starts at once."""
     from dougong.engine import LLM
 
-    notes = Console(stderr=True)
+    notes = Console(stderr=True, soft_wrap=True)
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     given = options.engine_options(
         set_, backend=backend, dtype=dtype, quantization=quantization, max_model_len=max_model_len

@@ -60,7 +60,7 @@ def generate(
         if as_json:
             print(json.dumps(_answer(output, figures), ensure_ascii=False))
         else:
-            Console(stderr=True).print(figures.line(output), style="dim", highlight=False)
+            Console(stderr=True, soft_wrap=True).print(figures.line(output), style="dim", highlight=False)
         if output.outputs[0].error:
             raise typer.Exit(1)
 
