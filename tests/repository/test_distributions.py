@@ -96,7 +96,7 @@ def test_workspace_holds_every_distribution() -> None:
     uv = ROOT_PROJECT["tool"]["uv"]
     assert set(uv["workspace"]["members"]) == set(OTHERS)
     here = {name_of(project) for project in OTHERS.values()}
-    assert set(uv["sources"]) == here
+    assert set(uv["sources"]) == {"dougong", *here}
     assert all(source == {"workspace": True} for source in uv["sources"].values())
     extras = ROOT_PROJECT["project"]["optional-dependencies"].values()
     named = {requirement_name(text) for extra in extras for text in extra}
