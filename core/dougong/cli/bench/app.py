@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from dougong.cli.bench.attention import attention
+from dougong.cli.bench.kv import kv
 from dougong.cli.bench.offline import offline
 from dougong.cli.bench.step import step
 
@@ -14,5 +15,6 @@ bench_app = typer.Typer(
     help="Measure: every command prints one JSON line with device, versions, workload and result.", no_args_is_help=True
 )
 bench_app.command()(attention)
+bench_app.command()(kv)
 bench_app.command()(offline)
 bench_app.command()(step)

@@ -1,4 +1,4 @@
-"""What the scheduler and the KV manager cost: `run()` measures, ``python benchmarks/kv_bench.py`` prints one JSON line.
+"""``dougong bench kv``: what the scheduler and the KV manager cost.
 
 Pure Python, one thread. Each figure is the best of several repeats, because other load on the machine can only add to
 it. ``loop_ns`` is what one turn of an empty loop took in the same run: about 28 on the reference machine when it is
@@ -7,16 +7,20 @@ quiet, so that figures from a busy one can be told.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from dougong.cli.bench.report import emit, plot_bars
 from dougong.kv import BlockHasher, BlockPool, GroupSpec, KVCacheManager, KVSequence
 from dougong.scheduling import Request, Scheduler, SchedulerConfig
 from dougong.types import SamplingParams
 
-__all__ = ["block_hash", "empty_loop", "pool_operations", "prefix_lookups", "run", "steady_decode"]
+__all__ = ["block_hash", "kv", "empty_loop", "pool_operations", "prefix_lookups", "run", "steady_decode"]
 
 BLOCK = 16
 
@@ -125,18 +129,14 @@ def prefix_lookups(repeats: int = 400) -> float:
     return _best(work, repeats)
 
 
-def run() -> dict[str, object]:
+def run() -> dict[str, float]:
     """All figures, in microseconds unless the name says otherwise."""
     pool, lookup = pool_operations(), prefix_lookups()
     return {
-        "benchmark": "kv",
         "loop_ns": round(1e3 * empty_loop(), 1),
-        "python": platform.python_version(),
         "schedule_commit_us_per_request": round(steady_decode(), 3),
         "schedule_commit_us_per_request_overlap": round(steady_decode(overlap=True), 3),
-        "running": 256,
         "block_hash_us": round(block_hash(), 3),
-        "block_size": BLOCK,
         "pool_cycle_us_per_block": round(pool, 3),
         "pool_block_cycles_per_s": round(1e6 / pool),
         "prefix_lookup_us_per_block": round(lookup, 3),
@@ -144,5 +144,10 @@ def run() -> dict[str, object]:
     }
 
 
-if __name__ == "__main__":
-    print(json.dumps(run()))
+def kv(plot: Annotated[Path | None, typer.Option(help="Draw the times to this PNG.")] = None) -> None:
+    """Microseconds of schedule and commit per running request, of a block hash, and of pool and prefix index."""
+    result = run()
+    workload = {"running": 256, "block_size": BLOCK}
+    emit("kv", workload, result, device={"backend": "none", "name": platform.processor() or platform.machine()})
+    if plot is not None:
+        plot_bars(plot, "scheduler and KV manager", "µs", {k: v for k, v in result.items() if "_us" in k})
