@@ -77,7 +77,7 @@ def examine(
         "errors": errors,
     }
     try:
-        found = find_backends(plugins)
+        backends = find_backends(plugins)
         report["backends"] = [
             {
                 "name": one.spec.name,
@@ -88,9 +88,9 @@ def examine(
                 "remedy": one.probe.remedy,
                 "devices": list(one.probe.devices),
             }
-            for one in found
+            for one in backends
         ]
-        names = {one.spec.name for one in found}
+        names = {one.spec.name for one in backends}
         report["missing"] = [
             {"product": seen.product, "trace": seen.trace, "install": seen.install}
             for seen in seen_accelerators()

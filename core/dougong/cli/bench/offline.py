@@ -105,8 +105,16 @@ def _once(llm: Any, count: int, prompt: int, new: int, shared: int, seed: int) -
     after = engine.stats.to_dict()
     made = sum(len(output.outputs[0].token_ids) for output in outputs)
     assert made == count * new, (made, count, new)
-    first = sorted(o.times.first_token - o.times.arrival for o in outputs)
-    per_token = sorted((o.times.last_token - o.times.first_token) / (new - 1) for o in outputs) if new > 1 else []
+    first: list[float] = []
+    per_token: list[float] = []
+    for output in outputs:
+        times = output.times
+        assert times.arrival is not None and times.first_token is not None and times.last_token is not None
+        first.append(times.first_token - times.arrival)
+        if new > 1:
+            per_token.append((times.last_token - times.first_token) / (new - 1))
+    first.sort()
+    per_token.sort()
     steps = after["steps"] - before["steps"]
     return {
         "wall_s": round(wall, 4),
