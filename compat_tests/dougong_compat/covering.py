@@ -43,9 +43,7 @@ def cover(
             candidate = _complete(dict(start), axes, names, allowed, rng)
             if candidate is None:
                 continue
-            gain = [
-                part for combo in combos if (part := tuple((name, candidate[name]) for name in combo)) in uncovered
-            ]
+            gain = [part for combo in combos if (part := tuple((name, candidate[name]) for name in combo)) in uncovered]
             if len(gain) > len(best_gain):
                 best, best_gain = candidate, gain
         if best is None:  # no row can hold this tuple, whatever the rest

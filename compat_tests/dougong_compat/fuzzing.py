@@ -39,24 +39,35 @@ def examples(blocks: list[int]) -> Any:
     from hypothesis import strategies as st
 
     length = st.one_of(
-        st.integers(1, 40), st.builds(lambda k, d: max(1, k * 16 + d), st.integers(1, 6), st.integers(-1, 1)), st.integers(1, 400)
+        st.integers(1, 40),
+        st.builds(lambda k, d: max(1, k * 16 + d), st.integers(1, 6), st.integers(-1, 1)),
+        st.integers(1, 400),
     )
     decode = length.map(lambda kv: [1, kv])
     other = st.tuples(st.integers(0, 20), st.integers(0, 60)).map(lambda pair: [pair[0], pair[0] + pair[1]])
     past = st.tuples(st.integers(2, 9), st.integers(0, 8)).map(list)
 
-    def build(row_lists: tuple[list[Any], list[Any]], heads: tuple[int, int], feature: str, rest: dict[str, Any]) -> dict[str, Any]:
+    def build(
+        row_lists: tuple[list[Any], list[Any]], heads: tuple[int, int], feature: str, rest: dict[str, Any]
+    ) -> dict[str, Any]:
         rows = row_lists[0] + [row for row in row_lists[1] if row[0] != 1]
         return {**FEATURES[feature], **rest, "rows": rows or [[1, 1]], "H": heads[0], "K": heads[1]}
 
     rest = st.fixed_dictionaries(
         {
-            "D": st.sampled_from((64, 128, 32, 80, 96)), "block": st.sampled_from(blocks), "lse": st.booleans(),
-            "window": st.one_of(st.none(), st.integers(1, 70)), "tail": st.sampled_from(("nan", "loud")),
-            "table_tail": st.sampled_from(("huge", "negative", "zero")), "q_pack": st.booleans(), "write": st.booleans(),
-            "width": st.integers(0, 4), "dead": st.sampled_from(("keep", "zero")), "values": st.sampled_from(("normal", "sharp", "flat")),
+            "D": st.sampled_from((64, 128, 32, 80, 96)),
+            "block": st.sampled_from(blocks),
+            "lse": st.booleans(),
+            "window": st.one_of(st.none(), st.integers(1, 70)),
+            "tail": st.sampled_from(("nan", "loud")),
+            "table_tail": st.sampled_from(("huge", "negative", "zero")),
+            "q_pack": st.booleans(),
+            "write": st.booleans(),
+            "width": st.integers(0, 4),
+            "dead": st.sampled_from(("keep", "zero")),
+            "values": st.sampled_from(("normal", "sharp", "flat")),
         }
-    )  # fmt: skip
+    )
     rows = st.tuples(st.lists(decode, max_size=5), st.lists(st.one_of(other, past), max_size=4))
     features = st.sampled_from(("plain", "softcap", "alibi", "sinks", "noncausal", "sinks_softcap"))
     return st.builds(build, rows, st.sampled_from(HEADS), features, rest)
@@ -88,7 +99,9 @@ def search(
             found["tried"] += 1
             result, _ = run_one(worker, case, manifest=manifest)
             if result.outcome.bad:
-                reproduce = f"dougong compat repro --backend {target.backend} --seed {result.seed} --params '{text}' {case.id}"
+                reproduce = (
+                    f"dougong compat repro --backend {target.backend} --seed {result.seed} --params '{text}' {case.id}"
+                )
                 found["failure"] = {
                     "id": case.id, "params": params, "seed": result.seed, "outcome": result.outcome.value,
                     "message": result.message[:500], "reproduce": reproduce,

@@ -89,7 +89,9 @@ def verdict_of(
             invalid.append(f"{level}: {executed} cases executed, the floor is {floors[level]}")
     if profile == "certified":
         mandatory = {case.id for case in required if case.mandatory}
-        waived = [result.case_id for result in results if result.outcome is Outcome.WAIVED and result.case_id in mandatory]
+        waived = [
+            result.case_id for result in results if result.outcome is Outcome.WAIVED and result.case_id in mandatory
+        ]
         if waived:
             invalid.append(f"certified allows no waiver on mandatory cases: {waived[:3]}")
         if manifest.tolerance != "strict":

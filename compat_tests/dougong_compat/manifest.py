@@ -75,11 +75,15 @@ class Manifest:
     def problems(self, today: datetime.date) -> list[str]:
         """Waivers that break the rules."""
         found = []
+        if not self.flags and not any(members is None or members for members in self.families.values()):
+            found.append("the manifest declares no capability at all")
         for waiver in self.waivers:
             if not waiver.issue.startswith(("http://", "https://")):
                 found.append(f"waiver {waiver.case!r} names no issue's address: {waiver.issue!r}")
             if (waiver.expires - today).days > _LONGEST_WAIVER:
-                found.append(f"waiver {waiver.case!r} expires on {waiver.expires}, more than {_LONGEST_WAIVER} days away")
+                found.append(
+                    f"waiver {waiver.case!r} expires on {waiver.expires}, more than {_LONGEST_WAIVER} days away"
+                )
             if waiver.expires < today:
                 found.append(f"waiver {waiver.case!r} expired on {waiver.expires}")
         return found

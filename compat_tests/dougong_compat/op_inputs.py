@@ -40,9 +40,12 @@ def make(params: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
         blocks, block = params["blocks"], params["block"]
         slots = torch.randperm(blocks * block, generator=generator)[:T]
         return {
-            "qkv": normal(T, (H + K) * D + K * Dv).to(dtype), "positions": torch.randint(0, 500, (T,), generator=generator),
-            "slots": slots, "q_norm": (normal(D) * 0.3 + 1).to(dtype), "k_norm": (normal(D) * 0.3 + 1).to(dtype),
-        }  # fmt: skip
+            "qkv": normal(T, (H + K) * D + K * Dv).to(dtype),
+            "positions": torch.randint(0, 500, (T,), generator=generator),
+            "slots": slots,
+            "q_norm": (normal(D) * 0.3 + 1).to(dtype),
+            "k_norm": (normal(D) * 0.3 + 1).to(dtype),
+        }
     if op == "merge_lse":
         H, D = params["H"], params["D"]
         out = {name: normal(T, H, D).to(dtype) for name in ("out_a", "out_b")}

@@ -45,9 +45,7 @@ def attend(problem: Problem) -> Truth:
     return truth
 
 
-def _one_row(
-    problem: Problem, truth: Truth, where: slice, scores: torch.Tensor, v: torch.Tensor, offset: int
-) -> None:
+def _one_row(problem: Problem, truth: Truth, where: slice, scores: torch.Tensor, v: torch.Tensor, offset: int) -> None:
     q_len, _, kv_len = scores.shape
     p = problem.params
     distance = torch.arange(kv_len)[None, :] - (offset + torch.arange(q_len))[:, None]

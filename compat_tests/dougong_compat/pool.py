@@ -16,24 +16,12 @@ from typing import Any
 
 import torch
 
+from dougong_compat.target import OpenError, Target
 from dougong_compat.wire import BadFrame, Closed, TimedOut, receive, send
 
 __all__ = ["Answer", "OpenError", "Target", "Worker"]
 
 _BATCH = 32
-
-
-class OpenError(Exception):
-    """The backend could not be opened in a worker: the run is INVALID or a usage error."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The backend under test: its name, plugin modules that are not installed, and a planted bug (self-test)."""
-
-    backend: str
-    plugins: tuple[str, ...] = ()
-    mutant: str = ""
 
 
 @dataclass

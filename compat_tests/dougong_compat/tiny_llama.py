@@ -38,10 +38,14 @@ def weights(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
         base = f"model.layers.{layer}."
         # sharp attention: the answer hangs on single keys
         for name, rows, columns, spread in (
-            ("self_attn.q_proj", H * D, E, 0.25), ("self_attn.k_proj", K * D, E, 0.25), ("self_attn.v_proj", K * D, E, 0.1),
-            ("self_attn.o_proj", E, H * D, 0.1), ("mlp.gate_proj", F, E, 0.1), ("mlp.up_proj", F, E, 0.1),
+            ("self_attn.q_proj", H * D, E, 0.25),
+            ("self_attn.k_proj", K * D, E, 0.25),
+            ("self_attn.v_proj", K * D, E, 0.1),
+            ("self_attn.o_proj", E, H * D, 0.1),
+            ("mlp.gate_proj", F, E, 0.1),
+            ("mlp.up_proj", F, E, 0.1),
             ("mlp.down_proj", E, F, 0.1),
-        ):  # fmt: skip
+        ):
             out[f"{base}{name}.weight"] = draw(rows, columns, spread=spread)
         out[f"{base}input_layernorm.weight"] = torch.ones(E, dtype=dtype)
         out[f"{base}post_attention_layernorm.weight"] = torch.ones(E, dtype=dtype)

@@ -109,7 +109,13 @@ def mandatory() -> Iterator[Case]:
     for batch in ("decode", "single", "extend", "prefill", "mixed", "zeros", "long", "longextend"):
         for D in (64, 128):
             for H, K in ((2, 2), (4, 1), (8, 1)):
-                params = {"D": D, "H": H, "K": K, "rows": BATCHES[batch], "table_tail": "negative" if D == 64 else "huge"}
+                params = {
+                    "D": D,
+                    "H": H,
+                    "K": K,
+                    "rows": BATCHES[batch],
+                    "table_tail": "negative" if D == 64 else "huge",
+                }
                 yield attention_case(
                     "attention/mandatory", f"{batch}-h{H}k{K}-d{D}", params, mandatory=True, profile="smoke"
                 )
@@ -118,7 +124,11 @@ def mandatory() -> Iterator[Case]:
             for batch in ("decode", "mixed", "zeros"):
                 params = {"rows": BATCHES[batch], "tail": tail, "table_tail": table_tail, "H": 4, "K": 1}
                 yield attention_case(
-                    "attention/mandatory", f"poison-{batch}-{tail}-{table_tail}", params, mandatory=True, profile="smoke"
+                    "attention/mandatory",
+                    f"poison-{batch}-{tail}-{table_tail}",
+                    params,
+                    mandatory=True,
+                    profile="smoke",
                 )
     for batch in ("decode", "extend", "prefill", "mixed"):
         params = {"rows": BATCHES[batch], "H": 4, "K": 1, "q_pack": True, "write": True}

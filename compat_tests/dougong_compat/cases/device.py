@@ -13,12 +13,28 @@ __all__ = ["collect"]
 def _case(name: str, check: str, **params: Any) -> Case:
     profile = params.pop("profile", "smoke")
     return Case(
-        id=f"L0/device/{name}", level="L0", kind="device", params={"check": check, **params}, mandatory=True, profile=profile
+        id=f"L0/device/{name}",
+        level="L0",
+        kind="device",
+        params={"check": check, **params},
+        mandatory=True,
+        profile=profile,
     )
 
 
 def collect() -> Iterator[Case]:
-    for check in ("identity", "dtypes", "strided_copy", "index", "streams", "event_reuse", "memory", "cache", "seeding", "empties"):
+    for check in (
+        "identity",
+        "dtypes",
+        "strided_copy",
+        "index",
+        "streams",
+        "event_reuse",
+        "memory",
+        "cache",
+        "seeding",
+        "empties",
+    ):
         yield _case(check.replace("_", "-"), check)
     for dtype in ("float32", "bfloat16", "int32", "int64", "uint8"):
         for count in (0, 1, 3, 255, 4097):

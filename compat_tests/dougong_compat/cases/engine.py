@@ -33,15 +33,23 @@ def collect() -> Iterator[Case]:
             for prefix in (True, False):
                 for overlap in (True, False):
                     name = f"blocks{blocks}-{'prefix' if prefix else 'cold'}-{'overlap' if overlap else 'step'}-{dtype}"
-                    yield _case(f"preempt/{name}", check="preempt", blocks=blocks, prefix=prefix, overlap=overlap, dtype=dtype)
+                    yield _case(
+                        f"preempt/{name}", check="preempt", blocks=blocks, prefix=prefix, overlap=overlap, dtype=dtype
+                    )
         for chunk in (5, 64):
             for seqs in (1, 2, 3, 8):
                 yield _case(f"batch/{seqs}-chunk{chunk}-{dtype}", check="greedy", chunk=chunk, seqs=seqs, dtype=dtype)
             for n in (2, 4):
                 yield _case(f"siblings/n{n}-chunk{chunk}-{dtype}", check="siblings", n=n, chunk=chunk, dtype=dtype)
             for after in (1, 2, 5):
-                yield _case(f"abort/after{after}-chunk{chunk}-{dtype}", check="abort", after=after, chunk=chunk, dtype=dtype)
+                yield _case(
+                    f"abort/after{after}-chunk{chunk}-{dtype}", check="abort", after=after, chunk=chunk, dtype=dtype
+                )
             for length in (1, 15, 16, 17, 31, 32, 33, 48):
-                yield _case(f"length/{length}-chunk{chunk}-{dtype}", check="greedy", chunk=chunk, lengths=[length], dtype=dtype)
+                yield _case(
+                    f"length/{length}-chunk{chunk}-{dtype}", check="greedy", chunk=chunk, lengths=[length], dtype=dtype
+                )
             for round_ in (2, 3):
-                yield _case(f"warm/{round_}-chunk{chunk}-{dtype}", check="warm", rounds=round_, chunk=chunk, dtype=dtype)
+                yield _case(
+                    f"warm/{round_}-chunk{chunk}-{dtype}", check="warm", rounds=round_, chunk=chunk, dtype=dtype
+                )

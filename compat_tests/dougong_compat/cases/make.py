@@ -40,15 +40,42 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _NAMES = {
-    "dtype": "", "kv": "kv-", "layout": "", "block": "n", "D": "d", "Dv": "dv", "window": "w", "softcap": "cap", "scale": "s",
-    "k_scale": "ks", "v_scale": "vs", "tail": "tail-", "table_tail": "table-", "stride": "", "width": "wide", "slack": "slack",
-    "values": "", "dead": "dead-", "shared": "share", "page_seed": "page", "spare": "spare",
-}  # fmt: skip
+    "dtype": "",
+    "kv": "kv-",
+    "layout": "",
+    "block": "n",
+    "D": "d",
+    "Dv": "dv",
+    "window": "w",
+    "softcap": "cap",
+    "scale": "s",
+    "k_scale": "ks",
+    "v_scale": "vs",
+    "tail": "tail-",
+    "table_tail": "table-",
+    "stride": "",
+    "width": "wide",
+    "slack": "slack",
+    "values": "",
+    "dead": "dead-",
+    "shared": "share",
+    "page_seed": "page",
+    "spare": "spare",
+}
 _FLAGS = {
-    "alibi": ("", "alibi"), "sinks": ("", "sinks"), "causal": ("noncausal", ""), "lse": ("", "lse"),
-    "latent": ("", "latent"), "q_pack": ("", "qpack"), "host_len": ("nohost", ""), "write": ("", "write"),
-    "guard": ("", "guard"), "ragged": ("", "ragged"), "scale_tensor": ("", "scalet"), "identity": ("", "identity"),
-}  # fmt: skip
+    "alibi": ("", "alibi"),
+    "sinks": ("", "sinks"),
+    "causal": ("noncausal", ""),
+    "lse": ("", "lse"),
+    "latent": ("", "latent"),
+    "q_pack": ("", "qpack"),
+    "host_len": ("nohost", ""),
+    "write": ("", "write"),
+    "guard": ("", "guard"),
+    "ragged": ("", "ragged"),
+    "scale_tensor": ("", "scalet"),
+    "identity": ("", "identity"),
+}
 
 
 def slug(params: Mapping[str, Any]) -> str:
@@ -100,9 +127,7 @@ def attention_case(
 ) -> Case:
     """A case of one call. ``lse`` is off unless asked for."""
     full = {"lse": False, **params}
-    return Case(
-        id=f"{level}/{group}/{name}", level=level, kind=kind, params=full, needs=attention_needs(full), **more
-    )
+    return Case(id=f"{level}/{group}/{name}", level=level, kind=kind, params=full, needs=attention_needs(full), **more)
 
 
 def variants_case(

@@ -48,9 +48,18 @@ def _ropes(dtype: str) -> Iterator[Case]:
                 if positions > 1000 and (D != 64 or R != 64):
                     continue
                 params = {
-                    "op": "rope", "T": T, "H": 3, "D": D, "R": R, "positions": positions, "interleaved": interleaved, "dtype": dtype,
-                }  # fmt: skip
-                yield _case(f"d{D}-r{R}-p{positions}-t{T}{'-pairs' if interleaved else ''}", params, smoke=T == 7 and D == 80)
+                    "op": "rope",
+                    "T": T,
+                    "H": 3,
+                    "D": D,
+                    "R": R,
+                    "positions": positions,
+                    "interleaved": interleaved,
+                    "dtype": dtype,
+                }
+                yield _case(
+                    f"d{D}-r{R}-p{positions}-t{T}{'-pairs' if interleaved else ''}", params, smoke=T == 7 and D == 80
+                )
 
 
 def _fused(dtype: str) -> Iterator[Case]:
@@ -58,10 +67,22 @@ def _fused(dtype: str) -> Iterator[Case]:
         for norms, R, offset in ((True, D, 0.0), (False, D, 0.0), (True, D // 2, 1.0), (False, 0, 0.0)):
             for T in (1, 9):
                 params = {
-                    "op": "qk_norm_rope_write", "T": T, "H": H, "K": K, "D": D, "Dv": Dv, "R": R, "norms": norms, "offset": offset,
-                    "interleaved": H == 6, "blocks": 4, "block": 16, "layout": "nhd" if H != 8 else "hnd", "dtype": dtype,
+                    "op": "qk_norm_rope_write",
+                    "T": T,
+                    "H": H,
+                    "K": K,
+                    "D": D,
+                    "Dv": Dv,
+                    "R": R,
+                    "norms": norms,
+                    "offset": offset,
+                    "interleaved": H == 6,
+                    "blocks": 4,
+                    "block": 16,
+                    "layout": "nhd" if H != 8 else "hnd",
+                    "dtype": dtype,
                     "no_cache": T == 1 and not norms,
-                }  # fmt: skip
+                }
                 name = f"h{H}k{K}-d{D}-{Dv}-r{R}-t{T}{'-norm' if norms else ''}"
                 yield _case(name, params, f"layout:{params['layout']}", "block:16", smoke=H == 6 and T == 9)
 

@@ -34,7 +34,13 @@ def _needles() -> Iterator[Case]:
                     if (window, H) in ((17, 6), (8, 4)) and name != "decode":
                         continue
                     params: dict[str, Any] = {
-                        "rows": rows, "block": block, "window": window, "decoy": decoy, "H": H, "K": K, "D": 128,
+                        "rows": rows,
+                        "block": block,
+                        "window": window,
+                        "decoy": decoy,
+                        "H": H,
+                        "K": K,
+                        "D": 128,
                     }
                     if H == 6 and decoy == "stale":
                         params["table_tail"] = "zero"
@@ -48,11 +54,14 @@ def _needles() -> Iterator[Case]:
             for stride in ("plain", "gap", "interleaved", "layers"):
                 for name in ("decode", "mixed"):
                     params = {
-                        "rows": batches[name], "block": 16, "layout": layout, "stride": stride, "dtype": dtype, "D": 64,
+                        "rows": batches[name],
+                        "block": 16,
+                        "layout": layout,
+                        "stride": stride,
+                        "dtype": dtype,
+                        "D": 64,
                     }
-                    yield attention_case(
-                        "needle/layout", f"{name}-{slug(params)}", params, level="L2", kind="needle"
-                    )
+                    yield attention_case("needle/layout", f"{name}-{slug(params)}", params, level="L2", kind="needle")
     for kv in ("int8", "float8_e4m3fn"):
         for name in batches:
             for scales in ((1.0, 1.0), (2.0, 0.5), (0.25, 4.0)):
@@ -65,7 +74,14 @@ def _needles() -> Iterator[Case]:
     for shared in (1, 2, 3):
         for block in (0, 8, 16):
             rows: list[list[int | str]] = [[1, "4b+1"], [1, "3b+2"], [2, "3b+4"], [1, "3b+1"]]
-            params = {"rows": sorted(rows, key=lambda r: r[0] != 1), "shared": shared, "block": block, "D": 128, "H": 4, "K": 1}
+            params = {
+                "rows": sorted(rows, key=lambda r: r[0] != 1),
+                "shared": shared,
+                "block": block,
+                "D": 128,
+                "H": 4,
+                "K": 1,
+            }
             yield attention_case(
                 "needle/shared-prefix", slug(params), params, level="L2", kind="needle", mandatory=block == 0
             )
@@ -103,11 +119,22 @@ def _metamorphic() -> Iterator[Case]:
                 mandatory=dtype == "own",
             )  # fmt: skip
             yield variants_case(
-                "metamorphic/scale", f"{batch}-{slug(base)}", base,
-                [{"scale_q": 2, "name": "q doubled and scale halved"}, {"scale_q": 0.5, "name": "q halved and scale doubled"}],
+                "metamorphic/scale",
+                f"{batch}-{slug(base)}",
+                base,
+                [
+                    {"scale_q": 2, "name": "q doubled and scale halved"},
+                    {"scale_q": 0.5, "name": "q halved and scale doubled"},
+                ],
                 mandatory=dtype == "own",
-            )  # fmt: skip
-    for feature in ({"softcap": 9.0}, {"alibi": True}, {"sinks": True}, {"causal": False}, {"kv": "int8", "k_scale": 0.03}):
+            )
+    for feature in (
+        {"softcap": 9.0},
+        {"alibi": True},
+        {"sinks": True},
+        {"causal": False},
+        {"kv": "int8", "k_scale": 0.03},
+    ):
         for batch in ("decode", "extend", "mixed"):
             base = {"rows": BATCHES[batch], **feature, "tail": "loud"}
             changes = [{**change, "name": name} for name, change in _INERT.items() if "tail" not in change["params"]]
@@ -160,10 +187,20 @@ def _copies() -> Iterator[Case]:
                 for kv in ("", "int8"):
                     for layers in (1, 3):
                         params = {
-                            "rows": rows, "layout": layout, "dtype": dtype, "kv": kv, "block": 0 if layout == "own" else 16,
-                            "source": source, "target": target, "num_layers": layers, "spare": 6, "D": 64,
-                        }  # fmt: skip
-                        case = attention_case("copy/blocks", f"{name}-x{layers}-{slug(params)}", params, level="L2", kind="copy")
+                            "rows": rows,
+                            "layout": layout,
+                            "dtype": dtype,
+                            "kv": kv,
+                            "block": 0 if layout == "own" else 16,
+                            "source": source,
+                            "target": target,
+                            "num_layers": layers,
+                            "spare": 6,
+                            "D": 64,
+                        }
+                        case = attention_case(
+                            "copy/blocks", f"{name}-x{layers}-{slug(params)}", params, level="L2", kind="copy"
+                        )
                         yield _storage_only(case)
     for stride in ("gap", "interleaved", "layers"):
         for name in ("one", "fan-out", "two"):

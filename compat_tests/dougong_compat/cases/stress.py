@@ -31,11 +31,15 @@ def _reruns() -> Iterator[Case]:
                 params: dict[str, Any] = {**FEATURES[feature], "rows": BATCHES[batch], "check": check, "H": 8, "K": 2}
                 yield _add(
                     attention_case(
-                        f"stress/{check.replace('_', '-')}", f"{batch}-{slug(params)}", params, level="L4", kind="stress",
+                        f"stress/{check.replace('_', '-')}",
+                        f"{batch}-{slug(params)}",
+                        params,
+                        level="L4",
+                        kind="stress",
                         profile="full",
                     ),
                     *needs,
-                )  # fmt: skip
+                )
 
 
 def _invariance() -> Iterator[Case]:
@@ -46,7 +50,13 @@ def _invariance() -> Iterator[Case]:
                 base = {**FEATURES[feature], "rows": rows, "H": H, "K": K, "batch_invariant": True}
                 keeps: list[dict[str, Any]] = [{"keep": [row], "name": f"row {row} alone"} for row in range(len(rows))]
                 yield variants_case(
-                    "invariance", f"{batch}-{slug(base)}", base, keeps, level="L4", needs=("batch_invariant",), profile="full"
+                    "invariance",
+                    f"{batch}-{slug(base)}",
+                    base,
+                    keeps,
+                    level="L4",
+                    needs=("batch_invariant",),
+                    profile="full",
                 )
 
 
@@ -67,9 +77,15 @@ def _graphs() -> Iterator[Case]:
                 for window in (None, 16):
                     for eager in (False, True):
                         params = {
-                            **FEATURES[feature], "rows": rows[batch], "replays": turns, "window": window, "eager": eager,
-                            "write": batch == "decode", "H": 4, "K": 1,
-                        }  # fmt: skip
+                            **FEATURES[feature],
+                            "rows": rows[batch],
+                            "replays": turns,
+                            "window": window,
+                            "eager": eager,
+                            "write": batch == "decode",
+                            "H": 4,
+                            "K": 1,
+                        }
                         case = attention_case(
                             "replay" if not eager else "plan-reuse", f"{batch}-{name}-{slug(params)}", params,
                             level="L4" if not eager else "L2", kind="graph", profile="full" if not eager else "core",

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dougong_compat.commands import inspect, prove, run
 from dougong_compat.manifest import ManifestError
-from dougong_compat.pool import OpenError
+from dougong_compat.target import OpenError
 
 __all__ = ["build_app", "main"]
 
@@ -42,9 +42,17 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     for function in (
-        run.run, run.repro, run.fuzz, run.perf, inspect.support, inspect.list_cases, inspect.report, inspect.diff_reports,
-        inspect.verify, prove.selftest,
-    ):  # fmt: skip
+        run.run,
+        run.repro,
+        run.fuzz,
+        run.perf,
+        inspect.support,
+        inspect.list_cases,
+        inspect.report,
+        inspect.diff_reports,
+        inspect.verify,
+        prove.selftest,
+    ):
         name = {"list_cases": "list", "diff_reports": "diff"}.get(function.__name__, function.__name__)
         app.command(name)(_usage_errors(function))
     return app

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from dougong_compat.case import PROFILES
 from dougong_compat.commands.run import target_of
-from dougong_compat.pool import Worker
 
 __all__ = ["diff_reports", "list_cases", "report", "support", "verify"]
 
@@ -29,6 +28,7 @@ def support(
     """What the backend declares, and how many cases of each capability its word covers."""
     from dougong_compat.cases import collect_profile
     from dougong_compat.manifest import find
+    from dougong_compat.pool import Worker
 
     target = target_of(backend, plugin)
     with Worker(target) as worker:
@@ -38,14 +38,21 @@ def support(
     covered = [case for case in cases if case.mandatory or not declared.undeclared(case.needs)]
     by_need = Counter(need for case in cases for need in case.needs)
     body = {
-        "backend": backend, "manifest": declared.to_json(), "facts": facts, "core_cases": len(cases),
+        "backend": backend,
+        "manifest": declared.to_json(),
+        "facts": facts,
+        "core_cases": len(cases),
         "declared_cases": len(covered),
-        "capabilities": {need: {"declared": declared.declares(need), "cases": n} for need, n in sorted(by_need.items())},
-    }  # fmt: skip
+        "capabilities": {
+            need: {"declared": declared.declares(need), "cases": n} for need, n in sorted(by_need.items())
+        },
+    }
     if as_json:
         print(json.dumps(body))
         return
-    table = Table("capability", "declared", "cases", title=f"{backend}: {len(covered)} of {len(cases)} core cases declared")
+    table = Table(
+        "capability", "declared", "cases", title=f"{backend}: {len(covered)} of {len(cases)} core cases declared"
+    )
     for need, count in sorted(by_need.items()):
         table.add_row(need, "[green]yes[/]" if declared.declares(need) else "[dim]no[/]", str(count))
     Console().print(table)
@@ -55,7 +62,9 @@ def support(
 def list_cases(
     profile: str = typer.Option("core", "--profile", "-p", help="smoke, core, full or certified."),
     only: list[str] = typer.Option([], "--only", "-k", help="Cases whose id holds this text or glob."),
-    publish: Path = typer.Option(None, help="Write the profiles' must-pass files into this folder (for the suite's own release)."),
+    publish: Path = typer.Option(
+        None, help="Write the profiles' must-pass files into this folder (for the suite's own release)."
+    ),
     as_json: bool = _JSON,
 ) -> None:
     """The cases of a profile."""
@@ -68,15 +77,26 @@ def list_cases(
     if publish is not None:
         for name in ("smoke", "core", "full"):
             ids = sorted(case.id for case in collect_profile(name))
-            (publish / f"{name}.txt").write_text(f"# sha256 {mustpass_hash(ids)}\n" + "\n".join(ids) + "\n", encoding="utf-8")
+            (publish / f"{name}.txt").write_text(
+                f"# sha256 {mustpass_hash(ids)}\n" + "\n".join(ids) + "\n", encoding="utf-8"
+            )
     cases = select(collect_profile(profile), only)
     if as_json:
-        print(json.dumps([{"id": c.id, "kind": c.kind, "needs": c.needs, "mandatory": c.mandatory, "link": c.link} for c in cases]))
+        print(
+            json.dumps(
+                [
+                    {"id": c.id, "kind": c.kind, "needs": c.needs, "mandatory": c.mandatory, "link": c.link}
+                    for c in cases
+                ]
+            )
+        )
         return
     for case in cases:
         print(case.id)
     levels = Counter(case.level for case in cases)
-    Console(stderr=True).print(f"{len(cases)} cases: " + ", ".join(f"{level} {levels[level]}" for level in sorted(levels)))
+    Console(stderr=True).print(
+        f"{len(cases)} cases: " + ", ".join(f"{level} {levels[level]}" for level in sorted(levels))
+    )
 
 
 def report(

@@ -19,14 +19,18 @@ def selftest(
     from dougong_compat.selftest.prove import prove
 
     console = Console(stderr=True)
-    outcome = prove(only, honest=honest, say=None if as_json else lambda text: console.print(text, markup=False, soft_wrap=True))
+    outcome = prove(
+        only, honest=honest, say=None if as_json else lambda text: console.print(text, markup=False, soft_wrap=True)
+    )
     if as_json:
         print(json.dumps(outcome))
     else:
         console.print(
-            f"{len(outcome['killed'])} killed, {len(outcome['equivalent'])} equivalent, {len(outcome['survivors'])} survive; "
+            f"{len(outcome['killed'])} killed, {len(outcome['equivalent'])} equivalent, "
+            f"{len(outcome['survivors'])} survive; "
             f"honest backends and cheats: {'as they should be' if not outcome['wrong'] else outcome['wrong']}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            soft_wrap=True,
+        )
     total = len(outcome["killed"]) + len(outcome["survivors"])
     raise typer.Exit(0 if not outcome["wrong"] and (not total or len(outcome["killed"]) >= 0.95 * total) else 1)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dougong_compat.case import PROFILES
 from dougong_compat.outcome import Outcome, Result
-from dougong_compat.pool import Target, Worker
+from dougong_compat.target import Target
 
 __all__ = ["fuzz", "perf", "repro", "run", "target_of"]
 
@@ -37,10 +37,14 @@ def target_of(backend: str, plugins: list[str]) -> Target:
 def run(
     backend: str = _BACKEND,
     profile: str = typer.Option("core", "--profile", "-p", help="smoke, core, full or certified."),
-    only: list[str] = typer.Option([], "--only", "-k", help="Cases whose id holds this text or glob (no verdict then)."),
+    only: list[str] = typer.Option(
+        [], "--only", "-k", help="Cases whose id holds this text or glob (no verdict then)."
+    ),
     plugin: list[str] = _PLUGIN,
     manifest: str = _MANIFEST,
-    out: Path = typer.Option(Path("compat-report"), "--out", "-o", help="Folder for report.json, junit.xml, html, badge."),
+    out: Path = typer.Option(
+        Path("compat-report"), "--out", "-o", help="Folder for report.json, junit.xml, html, badge."
+    ),
     timeout: float = typer.Option(60.0, help="Seconds that one case may take."),
     with_perf: bool = typer.Option(False, "--perf", help="Measure performance too (L5)."),
     as_json: bool = _JSON,
@@ -69,7 +73,9 @@ def run(
             if result.outcome.bad:
                 bad[result.outcome] += 1
                 if sum(bad.values()) <= 20 and not as_json:
-                    progress.console.print(f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}")
+                    progress.console.print(
+                        f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}"
+                    )
 
         report, cases = run_profile(session, started, came)
     write_all(report, out, {case.id: case.needs for case in cases})
@@ -92,7 +98,10 @@ def summary(console: Console, report: dict[str, Any], out: Path) -> None:
     totals = report["totals"]
     colour = {"CONFORMANT": "green", "NOT": "red", "INVALID": "yellow"}[report["verdict"]]
     counts = ", ".join(f"{count} {name}" for name, count in totals.items() if count and name != "cases")
-    console.print(f"[bold {colour}]{report['verdict']}[/]  {report['backend']}, {report['profile']}: {counts}, {report['seconds']:.0f} s")
+    console.print(
+        f"[bold {colour}]{report['verdict']}[/]  {report['backend']}, {report['profile']}: {counts}, "
+        f"{report['seconds']:.0f} s"
+    )
     for reason in report["reasons"]:
         console.print(f"  {escape(reason)}", soft_wrap=True)
     warned = sum(1 for case in report["cases"] if case.get("warnings"))
@@ -114,6 +123,7 @@ def repro(
     from dougong_compat.cases import find_case
     from dougong_compat.cases.make import attention_case
     from dougong_compat.fuzzing import run_one
+    from dougong_compat.pool import Worker
 
     if params:
         found = attention_case("fuzz", case.rpartition("/")[2], json.loads(params))
@@ -146,7 +156,9 @@ def fuzz(
     seed: int = typer.Option(0, help="Where the search begins."),
     plugin: list[str] = _PLUGIN,
     manifest: str = _MANIFEST,
-    save: Path = typer.Option(Path("compat-failures"), help="Folder where shrunk failures are kept; they are tried first."),
+    save: Path = typer.Option(
+        Path("compat-failures"), help="Folder where shrunk failures are kept; they are tried first."
+    ),
     as_json: bool = _JSON,
 ) -> None:
     """Search for a failing batch with Hypothesis, shrink it, save it."""

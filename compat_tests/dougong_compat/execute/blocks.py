@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dougong.hal import LayerCache, convert_blocks
 
+from dougong.hal import LayerCache, convert_blocks
 from dougong_compat.execute.context import Refused
 from dougong_compat.harness.cachemaker import make_planes
 from dougong_compat.harness.call import spec_of

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from dougong.errors import BackendNotFoundError, KernelSelectionError, PluginError
 from dougong.hal import HND, NHD, NZ16, X_PACKED, AttentionQuery, Backend, Choice, KVLayout, open_backend
 from dougong.plugins import load_plugins, resolve_target
@@ -72,7 +73,9 @@ class Context:
             total, free = memory.total, memory.free
         except Exception:
             total = free = 0
-        own = [candidate for candidate in self.backend.candidates.get("attention", ()) if not candidate.spec.unavailable]
+        own = [
+            candidate for candidate in self.backend.candidates.get("attention", ()) if not candidate.spec.unavailable
+        ]
         return {
             "backend": self.backend.name,
             "plugin": self.backend.plugin,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from dougong.hal import NHD, AttentionSpec, KVGroup, MemoryInfo
 
+from dougong.hal import NHD, AttentionSpec, KVGroup, MemoryInfo
 from dougong_compat.harness.cachemaker import CannotAllocate
 from dougong_compat.harness.memory import lazy_bytes
 from dougong_compat.numbers import dtype_of

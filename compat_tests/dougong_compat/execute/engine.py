@@ -76,7 +76,12 @@ def _collect(found: dict[str, Any], asked: dict[str, list[int]], count: int) -> 
         output = found.get(name)
         for sibling in [] if output is None else output.outputs:
             rows.append(
-                {"prompt": prompt, "tokens": list(sibling.token_ids), "count": count, "reason": str(sibling.finish_reason)}
+                {
+                    "prompt": prompt,
+                    "tokens": list(sibling.token_ids),
+                    "count": count,
+                    "reason": str(sibling.finish_reason),
+                }
             )
         if output is None:
             rows.append({"prompt": prompt, "tokens": [], "count": count, "reason": "missing"})

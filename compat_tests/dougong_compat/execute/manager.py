@@ -73,7 +73,9 @@ class Shadow:
             table = sequence.block_ids[group]
             for position in range(self.computed[id(sequence)], upto):
                 block = table[position // spec.block_size]
-                self.memory[group][block * spec.block_size + position % spec.block_size] = self.content(sequence, position)
+                self.memory[group][block * spec.block_size + position % spec.block_size] = self.content(
+                    sequence, position
+                )
         self.computed[id(sequence)] = upto
         if confirm:
             self.manager.confirm(sequence, min(upto, sequence.num_tokens))
@@ -235,7 +237,12 @@ def _prefix_key(kv: Any, params: dict[str, Any], seed: int) -> _Checks:
     ways: dict[str, list[dict[str, Any]]] = {
         "adapter": [{}, {"adapter": "a"}, {"adapter": "b"}],
         "salt": [{}, {"cache_salt": "a"}, {"cache_salt": "b"}],
-        "image": [{}, {"multimodal": ((1, 2, b"x"),)}, {"multimodal": ((1, 2, b"y"),)}, {"multimodal": ((2, 2, b"x"),)}],
+        "image": [
+            {},
+            {"multimodal": ((1, 2, b"x"),)},
+            {"multimodal": ((1, 2, b"y"),)},
+            {"multimodal": ((2, 2, b"x"),)},
+        ],
         "position": [{}, {"multimodal": ((5, 1, b"x"),)}, {"multimodal": ((6, 1, b"x"),)}],
         "parent": [{}],
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from dougong.hal import AttentionSpec, LayerArgs, LayerCache, QKVShape, RopeTable
 
+from dougong.hal import AttentionSpec, LayerArgs, LayerCache, QKVShape, RopeTable
 from dougong_compat.execute.context import Refused
 from dougong_compat.harness.guard import Watch, poison
 from dougong_compat.harness.placement import plane_shape
@@ -91,9 +91,18 @@ def execute_sample(
 ) -> None:
     table = ctx.ops(torch.float32)
     message["provider"] = table.choices["sample"].candidate.label
-    x = {name: value.to(ctx.device.torch_device) for name, value in sample_inputs(request["params"], request["seed"]).items()}
+    x = {
+        name: value.to(ctx.device.torch_device)
+        for name, value in sample_inputs(request["params"], request["seed"]).items()
+    }
     chosen = table.sample(
-        x["logits"].clone(), x["temperature"], x.get("top_k"), x.get("top_p"), x.get("min_p"), x["seeds"], x["positions"]
+        x["logits"].clone(),
+        x["temperature"],
+        x.get("top_k"),
+        x.get("top_p"),
+        x.get("min_p"),
+        x["seeds"],
+        x["positions"],
     )
     tensors["ids"] = chosen.cpu()
     if request["params"].get("alone"):  # each row alone must choose as it did in company
@@ -102,8 +111,13 @@ def execute_sample(
             part = {name: value[row : row + 1] for name, value in x.items()}
             alone.append(
                 table.sample(
-                    part["logits"].clone(), part["temperature"], part.get("top_k"), part.get("top_p"), part.get("min_p"),
-                    part["seeds"], part["positions"],
+                    part["logits"].clone(),
+                    part["temperature"],
+                    part.get("top_k"),
+                    part.get("top_p"),
+                    part.get("min_p"),
+                    part["seeds"],
+                    part["positions"],
                 ).cpu()
-            )  # fmt: skip
+            )
         tensors["alone"] = torch.cat(alone)

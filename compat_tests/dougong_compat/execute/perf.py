@@ -52,7 +52,6 @@ def _ceilings(ctx: Any, params: dict[str, Any]) -> dict[str, float]:
     # a small piece that stays in the nearest cache: short contexts do too
     near = source[: 1 << 16]
     cached = 4 * near.numel() / _time(ctx, [lambda: near.sum()])
-    del source, target
     size = 768 if params["small"] else 8192
     best = 0.0
     for kind in {dtype, torch.float32}:
@@ -78,9 +77,7 @@ def _attention(ctx: Any, request: dict[str, Any], message: dict[str, Any]) -> No
         out, _ = call.outputs()
         call.kernel.plan(call.batch, call.plan)
         calls.append((call, out))
-        runs.append(
-            lambda call=call, out=out: call.kernel.run(call.plan, call.layer, call.q, call.kv, out=out.tensor)
-        )
+        runs.append(lambda call=call, out=out: call.kernel.run(call.plan, call.layer, call.q, call.kv, out=out.tensor))
     message["seconds_each"] = _time(ctx, runs)
     message["provider"] = calls[0][0].choice.candidate.label
     message["bytes"], message["flops"] = _work(calls[0][0].problem)

@@ -45,9 +45,7 @@ def _replan(ctx: Any, request: dict[str, Any], message: dict[str, Any]) -> _Chec
         yield f"plan and run {turn + 2}", same_bits(first, again)
     for turn in range(3):  # one plan serves every layer
         out, lse = call.outputs()
-        call.kernel.run(
-            call.plan, call.layer, call.q, call.kv, out=out.tensor, lse=None if lse is None else lse.tensor
-        )
+        call.kernel.run(call.plan, call.layer, call.q, call.kv, out=out.tensor, lse=None if lse is None else lse.tensor)
         ctx.device.synchronize()
         yield f"layer {turn + 2} on the same plan", same_bits(first, out.tensor.cpu())
 

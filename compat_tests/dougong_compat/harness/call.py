@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from dougong.hal import (
     AttentionKernel,
     AttentionQuery,
@@ -18,7 +19,6 @@ from dougong.hal import (
     RaggedKV,
 )
 from dougong.hal.attention import Plan
-
 from dougong_compat.harness.cachemaker import make_planes
 from dougong_compat.harness.guard import Fenced, Watch
 from dougong_compat.harness.memory import trapped_copy
@@ -179,9 +179,7 @@ class Call:
         out, lse = self.outputs()
         watch = self.watched()
         self.kernel.plan(self.batch, self.plan)
-        self.kernel.run(
-            self.plan, self.layer, self.q, self.kv, out=out.tensor, lse=None if lse is None else lse.tensor
-        )
+        self.kernel.run(self.plan, self.layer, self.q, self.kv, out=out.tensor, lse=None if lse is None else lse.tensor)
         self.ctx.device.synchronize()
         findings += [text for text in [out.finding("out"), lse.finding("lse") if lse else ""] if text]
         findings += watch.findings()

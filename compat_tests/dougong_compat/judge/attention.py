@@ -88,7 +88,9 @@ def _describe(change: dict[str, Any]) -> str:
     return change.get("name") or ", ".join(f"{key}={value}" for key, value in change.items())
 
 
-def judge_needle(request: dict[str, Any], message: dict[str, Any], tensors: _Tensors, tolerance: Tolerance) -> Judgement:
+def judge_needle(
+    request: dict[str, Any], message: dict[str, Any], tensors: _Tensors, tolerance: Tolerance
+) -> Judgement:
     problem, expected = build_needle(request["params"], request["seed"])
     out = tensors.get("out")
     if out is None or out.shape != expected.shape or out.dtype != expected.dtype:

@@ -36,7 +36,9 @@ def _judge(params: dict[str, Any], seed: int, tensors: dict[str, torch.Tensor], 
                 return Judgement(False, f"plane {name} has {tuple(got.shape)} bytes, expected {tuple(want.shape)}")
             wrong = (got != want).flatten(1).any(1).nonzero()[:, 0].tolist()
             if wrong:
-                return Judgement(False, f"plane {name} of layer {layer}: blocks {wrong[:8]} differ from what they should hold")
+                return Judgement(
+                    False, f"plane {name} of layer {layer}: blocks {wrong[:8]} differ from what they should hold"
+                )
     return Judgement(True, margin=0.0)
 
 

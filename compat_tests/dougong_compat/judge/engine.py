@@ -34,7 +34,9 @@ def judge(
     for index, row in enumerate(rows):
         prompt, tokens = row["prompt"], row["tokens"]
         if len(tokens) != row["count"] or not row["reason"].endswith(("length", "LENGTH")):
-            return Judgement(False, f"request {index} ended with {len(tokens)} of {row['count']} tokens: {row['reason']}")
+            return Judgement(
+                False, f"request {index} ended with {len(tokens)} of {row['count']} tokens: {row['reason']}"
+            )
         truth = _truth((*prompt, *tokens), dtype)
         for step, token in enumerate(tokens):
             here = truth[len(prompt) + step - 1]
@@ -44,9 +46,10 @@ def judge(
             allowed = 1e-4 if dtype == torch.float32 else 24 * u * float(here.abs().max())
             if token != best and float(here[best] - here[token]) > allowed:
                 return Judgement(
-                    False, f"request {index}, token {step}: {token}, expected {best} (logits {float(here[token]):.4f} and "
+                    False,
+                    f"request {index}, token {step}: {token}, expected {best} (logits {float(here[token]):.4f} and "
                     f"{float(here[best]):.4f})",
-                )  # fmt: skip
+                )
     if exact < 0.98 * total and total > 50:
         return Judgement(False, f"only {exact} of {total} tokens are the reference's")
     return Judgement(True, margin=1 - exact / total)

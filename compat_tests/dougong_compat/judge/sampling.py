@@ -58,7 +58,8 @@ def judge(
         best_score = score[tight].max() if tight.any() else score[loose].max()
         if score[token] < best_score - 1e-4 * (1 + abs(best_score)):
             return Judgement(
-                False, f"row {row}: id {token} has perturbed logit {score[token]:.5f}, the best allowed {best_score:.5f}"
+                False,
+                f"row {row}: id {token} has perturbed logit {score[token]:.5f}, the best allowed {best_score:.5f}",
             )
     if "alone" in tensors and not torch.equal(tensors["alone"], ids):
         return Judgement(False, "a row's token depends on what shares its batch")

@@ -23,14 +23,33 @@ def measure(target: Target, *, quick: bool = False, timeout: float = 300.0) -> l
         facts = worker.start()
         resolver = Resolver(facts, find(facts, None, target.plugins))
         small = quick or facts["device_type"] == "cpu"
-        ask = {"id": "L5/ceilings", "kind": "perf", "seed": 1, "params": {"what": "ceilings", "small": small, "dtype": resolver.dtype}}
+        ask = {
+            "id": "L5/ceilings",
+            "kind": "perf",
+            "seed": 1,
+            "params": {"what": "ceilings", "small": small, "dtype": resolver.dtype},
+        }
         answer = next(iter(worker.ask([ask])))
         if answer.fate != "answered" or "error" in answer.message:
-            return [{"name": "ceilings", "share": None, "invalid": True, "message": answer.message.get("error", answer.detail)}]
+            return [
+                {
+                    "name": "ceilings",
+                    "share": None,
+                    "invalid": True,
+                    "message": answer.message.get("error", answer.detail),
+                }
+            ]
         ceilings = answer.message["ceilings"]
         for name in ("copy", "read", "matmul"):
             unit = "GFLOP/s" if name == "matmul" else "GB/s"
-            rows.append({"name": f"ceiling: {name}", "share": None, "achieved": f"{ceilings[name] / 1e9:.1f} {unit}", "ceiling": ""})
+            rows.append(
+                {
+                    "name": f"ceiling: {name}",
+                    "share": None,
+                    "achieved": f"{ceilings[name] / 1e9:.1f} {unit}",
+                    "ceiling": "",
+                }
+            )
         best = {"bytes": max(ceilings["copy"], ceilings["read"]), "flops": ceilings["matmul"]}
         for shape in shapes(quick):
             params = resolver.params({**shape, "what": "attention", "small": small})
@@ -50,11 +69,16 @@ def _row(name: str, answer: Any, best: dict[str, float]) -> dict[str, Any]:
     by_flops = message["flops"] / seconds / best["flops"]
     share = max(by_bytes, by_flops)
     row = {
-        "name": name, "microseconds": round(seconds * 1e6, 2), "share": round(share, 4), "provider": message.get("provider", ""),
+        "name": name,
+        "microseconds": round(seconds * 1e6, 2),
+        "share": round(share, 4),
+        "provider": message.get("provider", ""),
         "achieved": f"{message['bytes'] / seconds / 1e9:.1f} GB/s, {message['flops'] / seconds / 1e9:.1f} GFLOP/s",
         "ceiling": "memory" if by_bytes >= by_flops else "arithmetic",
-    }  # fmt: skip
+    }
     if share > 1.0 or not message["right"]:
         row["invalid"] = True
-        row["message"] = "above its ceiling: the measurement is wrong" if message["right"] else "the timed answer is wrong"
+        row["message"] = (
+            "above its ceiling: the measurement is wrong" if message["right"] else "the timed answer is wrong"
+        )
     return row

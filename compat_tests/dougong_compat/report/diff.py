@@ -19,7 +19,9 @@ def diff(old: dict[str, Any], new: dict[str, Any], drift: float = 1.25) -> dict[
         if was is None:
             continue
         if was["outcome"] != now["outcome"]:
-            changed.append({"id": name, "before": was["outcome"], "after": now["outcome"], "message": now.get("message", "")})
+            changed.append(
+                {"id": name, "before": was["outcome"], "after": now["outcome"], "message": now.get("message", "")}
+            )
         a, b = was.get("margin"), now.get("margin")
         if a is not None and b is not None and now["outcome"] == "PASS" and b > 0.25 and b > a * drift:
             drifted.append({"id": name, "before": a, "after": b})

@@ -53,10 +53,14 @@ def html(report: dict[str, Any], needs: dict[str, tuple[str, ...]] | None = None
     failed = sum(totals[name.lower()] for name in _BAD)
     parts = [
         f"<h1>{escape(report['backend'])} <span class='verdict {word}'>{word}</span></h1>",
-        f"<p>Profile <b>{report['profile']}</b>: {totals['cases']} cases, {totals['pass']} passed, {failed} failed, "
-        f"{totals['unsupported']} refused, {totals['waived']} waived, in {report['seconds']:.0f} s.</p>",
-        f"<p class='dim'>{escape(report['environment'].get('device', ''))} · suite {report['suite']['version']} · "
-        f"{escape(report['when'])} · tolerance {report['manifest']['tolerance']}</p>",
+        (
+            f"<p>Profile <b>{report['profile']}</b>: {totals['cases']} cases, {totals['pass']} passed, "
+            f"{failed} failed, {totals['unsupported']} refused, {totals['waived']} waived, in {report['seconds']:.0f} s.</p>"
+        ),
+        (
+            f"<p class='dim'>{escape(report['environment'].get('device', ''))} · suite {report['suite']['version']} · "
+            f"{escape(report['when'])} · tolerance {report['manifest']['tolerance']}</p>"
+        ),
     ]
     parts += [f"<p class='{word}'>{escape(reason)}</p>" for reason in report["reasons"]]
     parts.append(_levels(report))
@@ -89,7 +93,10 @@ def _levels(report: dict[str, Any]) -> str:
             f"<td class='{'no' if bad else 'un'}'>{bad}</td><td class='un'>{skipped}</td><td>{margin}</td>"
             f"<td style='min-width:9rem'>{stacked_bar(level['passed'], bad, skipped)}</td></tr>"
         )
-    head = "".join(f"<th>{name}</th>" for name in ("level", "cases", "executed", "floor", "passed", "failed", "refused", "margin", ""))
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("level", "cases", "executed", "floor", "passed", "failed", "refused", "margin", "")
+    )
     return f"<h2>Levels</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
@@ -121,9 +128,14 @@ def _matrix(report: dict[str, Any], needs: dict[str, tuple[str, ...]]) -> str:
     rows = []
     for need in sorted(found, key=_order):
         good, bad, refused = found[need]
-        state = f"<span class='no'>{bad} failed</span>" if bad else ("<span class='ok'>yes</span>" if good else "<span class='un'>refused</span>")
+        state = (
+            f"<span class='no'>{bad} failed</span>"
+            if bad
+            else ("<span class='ok'>yes</span>" if good else "<span class='un'>refused</span>")
+        )
         rows.append(
-            f"<tr><td><code>{escape(need)}</code></td><td>{'yes' if _declared(need, capabilities) else 'no'}</td><td>{state}</td>"
+            f"<tr><td><code>{escape(need)}</code></td>"
+            f"<td>{'yes' if _declared(need, capabilities) else 'no'}</td><td>{state}</td>"
             f"<td>{good}</td><td>{bad}</td><td>{refused}</td></tr>"
         )
     head = "".join(f"<th>{name}</th>" for name in ("capability", "declared", "holds", "passed", "failed", "refused"))
@@ -151,7 +163,8 @@ def _margins(report: dict[str, Any]) -> str:
         if case.get("margin") is not None and case["outcome"] == "PASS":
             groups["/".join(case["id"].split("/")[:3])].append(float(case["margin"]))
     plots = [
-        f"<figure>{margin_strip(values)}<figcaption>{escape(name)}: {len(values)} cases, worst {max(values):.2f} of its bound"
+        f"<figure>{margin_strip(values)}<figcaption>{escape(name)}: {len(values)} cases, "
+        f"worst {max(values):.2f} of its bound"
         "</figcaption></figure>"
         for name, values in sorted(groups.items())
         if max(values) > 0
@@ -159,7 +172,7 @@ def _margins(report: dict[str, Any]) -> str:
     if not plots:
         return ""
     return (
-        "<h2>Margins</h2><p class='dim'>Error over bound, one dot per case: 1 fails. A kernel that drifts shows here first.</p>"
+        "<h2>Margins</h2><p class='dim'>Cases by error over bound: 1 fails. A kernel that drifts shows here first.</p>"
         f"<div class='plots'>{''.join(plots)}</div>"
     )
 
@@ -170,7 +183,8 @@ def _performance(report: dict[str, Any]) -> str:
         share = "" if row.get("share") is None else f"{row['share']:.0%}"
         invalid = " class='no'" if row.get("invalid") else ""
         rows.append(
-            f"<tr><td>{escape(row['name'])}</td><td>{row.get('microseconds', 0):.1f}</td><td>{escape(str(row.get('achieved', '')))}</td>"
+            f"<tr><td>{escape(row['name'])}</td><td>{row.get('microseconds', 0):.1f}</td>"
+            f"<td>{escape(str(row.get('achieved', '')))}</td>"
             f"<td>{escape(str(row.get('ceiling', '')))}</td><td{invalid}>{share}</td></tr>"
         )
     head = "".join(f"<th>{name}</th>" for name in ("shape", "µs", "achieved", "ceiling", "share"))

@@ -33,7 +33,9 @@ def junit(report: dict[str, Any]) -> str:
             if outcome in ("FAIL", "XPASS"):
                 ElementTree.SubElement(node, "failure", message=text[:300]).text = _clean(case.get("reproduce", ""))
             elif outcome in ("ERROR", "CRASH", "TIMEOUT"):
-                ElementTree.SubElement(node, "error", type=outcome, message=text[:300]).text = _clean(case.get("reproduce", ""))
+                ElementTree.SubElement(node, "error", type=outcome, message=text[:300]).text = _clean(
+                    case.get("reproduce", "")
+                )
             elif outcome != "PASS":
                 ElementTree.SubElement(node, "skipped", message=f"{outcome}: {text[:300]}")
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)

@@ -17,7 +17,10 @@ def stacked_bar(good: int, bad: int, rest: int) -> str:
             parts.append(f"<rect x='{at:.2f}' y='0' width='{max(width, 0.6):.2f}' height='8' fill='{colour}'/>")
         at += width
     label = f"{good} passed, {bad} failed, {rest} refused"
-    return f"<svg viewBox='0 0 100 8' preserveAspectRatio='none' height='8' style='height:8px' role='img' aria-label='{label}'>{''.join(parts)}</svg>"
+    return (
+        "<svg viewBox='0 0 100 8' preserveAspectRatio='none' height='8' style='height:8px' role='img' "
+        f"aria-label='{label}'>{''.join(parts)}</svg>"
+    )
 
 
 def margin_strip(values: Sequence[float]) -> str:
@@ -31,7 +34,10 @@ def margin_strip(values: Sequence[float]) -> str:
         if count:
             height = 4 + 56 * count / top
             colour = "var(--bad)" if index >= 45 else "var(--warn)" if index >= 30 else "var(--mark)"
-            bars.append(f"<rect x='{10 + index * 6:.1f}' y='{66 - height:.1f}' width='5' height='{height:.1f}' fill='{colour}'/>")
+            bars.append(
+                f"<rect x='{10 + index * 6:.1f}' y='{66 - height:.1f}' width='5' height='{height:.1f}' "
+                f"fill='{colour}'/>"
+            )
     ticks = "".join(
         f"<text x='{10 + 300 * t:.0f}' y='78' font-size='9' fill='var(--dim)' text-anchor='middle'>{t:g}</text>"
         for t in (0, 0.25, 0.5, 0.75, 1.0)

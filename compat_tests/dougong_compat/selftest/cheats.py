@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from dougong.plugins import ABI, BackendSpec, KernelSpec, hookimpl
 
+from dougong.plugins import ABI, BackendSpec, KernelSpec, hookimpl
 from dougong_compat.selftest.honest import EagerDevice
 from dougong_compat.selftest.kernels import EagerKernel
 
@@ -150,16 +150,27 @@ def dougong_backends() -> Iterable[BackendSpec]:
 def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
     if isinstance(device, BadDevice):
         yield KernelSpec(
-            op="attention", provider=device.label, abi=ABI, target=f"{_HERE}:_Cheat", priority=10, graph="capture",
-            features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv"}), layouts=("nhd", "hnd"),
-        )  # fmt: skip
+            op="attention",
+            provider=device.label,
+            abi=ABI,
+            target=f"{_HERE}:_Cheat",
+            priority=10,
+            graph="capture",
+            features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv"}),
+            layouts=("nhd", "hnd"),
+        )
 
 
 _PROBES = (
-    "L1/attention/mandatory/decode-h4k1-d64", "L1/attention/mandatory/decode-h4k1-d128", "L1/attention/mandatory/extend-h4k1-d64",
-    "L1/attention/feature/softcap-decode-", "L1/attention/length/decode-1b-h8k1-d64", "L2/needle/mask/decode-future-h8k2-d128",
-    "L2/metamorphic/rows/decode-h4k1-d64", "L4/stress/leak/decode",
-)  # fmt: skip
+    "L1/attention/mandatory/decode-h4k1-d64",
+    "L1/attention/mandatory/decode-h4k1-d128",
+    "L1/attention/mandatory/extend-h4k1-d64",
+    "L1/attention/feature/softcap-decode-",
+    "L1/attention/length/decode-1b-h8k1-d64",
+    "L2/needle/mask/decode-future-h8k2-d128",
+    "L2/metamorphic/rows/decode-h4k1-d64",
+    "L4/stress/leak/decode",
+)
 
 
 def verdict_on(name: str, timeout: float = 6.0) -> tuple[str, str]:
@@ -181,6 +192,9 @@ def verdict_on(name: str, timeout: float = 6.0) -> tuple[str, str]:
     bad = [result for result in results if result.outcome.bad]
     if bad:
         return "NOT", f"{bad[0].outcome.value} {bad[0].case_id}: {bad[0].message}"
+    problems = manifest.problems(datetime.date(2026, 1, 1))
+    if problems:
+        return "INVALID", problems[0]
     executed = sum(1 for result in results if result.outcome.executed)
     if executed < len(cases):
         return "INVALID", f"{executed} of {len(cases)} cases executed"

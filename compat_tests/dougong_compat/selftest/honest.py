@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from dougong.plugins import ABI, BackendSpec, KernelSpec, hookimpl
 
+from dougong.plugins import ABI, BackendSpec, KernelSpec, hookimpl
 from dougong_compat.selftest.recorder import HostGraphs
 from dougong_compat.selftest.reference_backend import HostDevice
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+
 from dougong.hal import HND, NHD, AttentionKernel, AttentionQuery, LayerArgs, LayerCache, RaggedKV, Refusal
 from dougong.hal.attention import Plan
-
 from dougong_compat.selftest.recorder import HostGraph
 
 __all__ = ["EagerKernel", "SplitKernel", "TiledKernel", "copy_blocks", "merge_lse"]
@@ -142,7 +142,9 @@ class HostKernel(AttentionKernel):
     def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         HostGraph.launch(partial(self._write, layer, k, v, cache, slots))
 
-    def _write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
+    def _write(
+        self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor
+    ) -> None:
         n = cache.block_size
         block, place = slots // n, slots % n
         for plane, x, scale in ((cache.k, k, layer.k_scale), (cache.v, v, layer.v_scale)):

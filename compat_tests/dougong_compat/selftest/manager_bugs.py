@@ -46,7 +46,9 @@ def tag_early(kv: Any, patch: _Patch) -> None:
     def begin(self: Any, sequence: Any, hit: Any, num_tokens: int, reserve: Any = None) -> Any:
         copies = honest(self, sequence, hit, num_tokens, reserve)
         if copies is not None:
-            self.confirm(sequence, sequence.num_tokens // 4 * 4) if sequence.capacity >= sequence.num_tokens // 4 * 4 else None
+            self.confirm(
+                sequence, sequence.num_tokens // 4 * 4
+            ) if sequence.capacity >= sequence.num_tokens // 4 * 4 else None
             table, chain = sequence.block_ids[0], self._chains(sequence, sequence.num_tokens)[0]
             size = self.groups[0].block_size
             for index in range(min(len(table), sequence.num_tokens // size)):

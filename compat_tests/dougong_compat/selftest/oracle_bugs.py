@@ -20,20 +20,37 @@ BUGS: dict[str, tuple[str, str]] = {
     "window-plus-one": ('visible &= distance.abs() < p["window"]', 'visible &= distance.abs() <= p["window"]'),
     "top-left": ("kv_len - q_len)\n    return truth", "0)\n    return truth"),
     "softcap-dropped": ('scores = p["softcap"] * torch.tanh(scores / p["softcap"])', "pass"),
-    "alibi-sign": ("problem.slopes.double()[None, :, None] * distance", "problem.slopes.double()[None, :, None] * -distance"),
-    "sink-in-lse": ("    truth.lse[where] = torch.log(total) + top\n", "    total = total + (0 if problem.sinks is None else torch.exp(problem.sinks.double() - top))\n    truth.lse[where] = torch.log(total) + top\n"),
+    "alibi-sign": (
+        "problem.slopes.double()[None, :, None] * distance",
+        "problem.slopes.double()[None, :, None] * -distance",
+    ),
+    "sink-in-lse": (
+        "    truth.lse[where] = torch.log(total) + top\n",
+        (
+            "    if problem.sinks is not None:\n        total = total + torch.exp(problem.sinks.double() - top)\n"
+            "    truth.lse[where] = torch.log(total) + top\n"
+        ),
+    ),
     "sink-dropped": ("        total = total + torch.exp(problem.sinks.double() - top)\n", "        pass\n"),
     "heads-interleaved": ("head = torch.arange(H) // (H // problem.K)", "head = torch.arange(H) % problem.K"),
     "scale-dropped": ('torch.einsum("qhd,shd->qhs", q, k) * problem.scale', 'torch.einsum("qhd,shd->qhs", q, k)'),
     "k-scale-dropped": ("(problem.k[span].double() * k_scale)", "(problem.k[span].double())"),
     "v-scale-dropped": ("(problem.v[span].double() * v_scale)", "(problem.v[span].double())"),
     "scale-on-plain": ("    if not problem.quantised:\n        return 1.0, 1.0\n", ""),
-}  # fmt: skip
+}
 
 
 def tiny_problems() -> list[Any]:
     """Problems small enough for loops, every feature among them."""
-    base = {"dtype": "float32", "layout": "nhd", "block": 4, "D": 4, "H": 4, "K": 2, "rows": [[1, 5], [3, 7], [2, 1], [1, 0]]}
+    base = {
+        "dtype": "float32",
+        "layout": "nhd",
+        "block": 4,
+        "D": 4,
+        "H": 4,
+        "K": 2,
+        "rows": [[1, 5], [3, 7], [2, 1], [1, 0]],
+    }
     changes: list[dict[str, Any]] = [
         {}, {"window": 2}, {"window": 3, "causal": False}, {"softcap": 1.5}, {"alibi": True}, {"sinks": True},
         {"causal": False}, {"scale": 0.7}, {"sinks": True, "alibi": True, "softcap": 2.0, "window": 4},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+
 from dougong.hal import Device, MemoryInfo
 from dougong.plugins import ABI, BackendSpec, hookimpl
 

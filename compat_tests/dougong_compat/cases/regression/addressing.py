@@ -22,7 +22,16 @@ def collect() -> Iterator[Case]:
     yield one.call("prefill", "needle", rows=[[20, 20]], **_GIANT)
     yield one.call("write", "write", rows=[[1, 20]], slots="last", **_GIANT)
     two = Entry(2, "vllm-47671-mla-page-stride", "vllm-project/vllm", 47671)
-    latent: dict[str, Any] = {"D": 576, "Dv": 512, "H": 4, "K": 1, "latent": True, "layout": "nhd", "block": 16, "spare": 0}
+    latent: dict[str, Any] = {
+        "D": 576,
+        "Dv": 512,
+        "H": 4,
+        "K": 1,
+        "latent": True,
+        "layout": "nhd",
+        "block": 16,
+        "spare": 0,
+    }
     yield two.call("decode", rows=[[1, 70]], stride="wide", **latent)
     three = Entry(3, "vllm-50427-gather-below-the-cache", "vllm-project/vllm", 50427)
     yield three.call("decode", "needle", rows=[[1, 75]], **_WIDE)
@@ -75,7 +84,11 @@ def collect() -> Iterator[Case]:
     )
     sixteen = Entry(16, "aiter-3032-table-out-of-bounds", "ROCm/aiter", 3032)
     for width in (0, 1):
-        for batch, rows in (("decode", [[1, "b"], [1, "2b"]]), ("mixed", [[1, "b+1"], [3, "3b"]]), ("prefill", [[17, 17]])):
+        for batch, rows in (
+            ("decode", [[1, "b"], [1, "2b"]]),
+            ("mixed", [[1, "b+1"], [3, "3b"]]),
+            ("prefill", [[17, 17]]),
+        ):
             yield sixteen.call(f"{batch}-w{width}", rows=rows, guard=True, width=width, H=4, K=1)
     seventeen = Entry(17, "fa-e3b2400a-paged-v-dim", "Dao-AILab/flash-attention", "e3b2400a")
     for D, Dv in ((192, 128), (64, 32), (128, 64)):

@@ -20,7 +20,11 @@ def collect() -> Iterator[Case]:
     for causal in (True, False):
         for q in (1, 5):
             yield a.call(
-                f"{'causal' if causal else 'encoder'}-q{q}", rows=[[q, "b+6"], [q, 7]], causal=causal, tail="nan", **_SMALL
+                f"{'causal' if causal else 'encoder'}-q{q}",
+                rows=[[q, "b+6"], [q, 7]],
+                causal=causal,
+                tail="nan",
+                **_SMALL,
             )
     a = Entry(21, "aiter-4245-bad-page-folds-to-slot-zero", "ROCm/aiter", 4245)
     for tail in ("huge", "negative", "zero"):
@@ -31,7 +35,9 @@ def collect() -> Iterator[Case]:
     a = Entry(23, "vllm-53856-stale-v-changes-bits", "vllm-project/vllm", 53856)
     for batch, rows in (("decode", [[1, "b+3"], [1, 5]]), ("extend", [[4, "b+3"]])):
         yield a.variants(
-            batch, {"rows": rows, **_SMALL}, [{"params": {"tail": "loud"}, "name": "loud finite values in unwritten slots"}]
+            batch,
+            {"rows": rows, **_SMALL},
+            [{"params": {"tail": "loud"}, "name": "loud finite values in unwritten slots"}],
         )
     a = Entry(24, "transformers-46765-nan-in-the-shared-slot", "huggingface/transformers", 46765)
     yield a.call("write", "write", rows=[[1, 9]], slots="scratch", tokens=12, **_SMALL)

@@ -56,15 +56,24 @@ def _dropped() -> Iterator[Case]:
         for q in (1, 6):
             yield a.call(f"n{block}-q{q}", rows=[[q, 40], [q, 9]], alibi=True, block=block, H=8, K=2)
     a = Entry(48, "rocm-libraries-12227-sink-per-split", "ROCm/rocm-libraries", 12227)
-    for batch, rows in (("split", [[1, 900]]), ("decode", [[1, 40], [1, 1]]), ("extend", [[6, 300]]), ("empty", [[1, 0], [3, 2]])):
+    for batch, rows in (
+        ("split", [[1, 900]]),
+        ("decode", [[1, 40], [1, 1]]),
+        ("extend", [[6, 300]]),
+        ("empty", [[1, 0], [3, 2]]),
+    ):
         yield a.call(batch, rows=rows, sinks=True, lse=True, **_SMALL)
         yield a.call(f"{batch}-window", rows=rows, sinks=True, window=11, **_SMALL)
     a = Entry(49, "flashinfer-4014-stale-scale", "flashinfer-ai/flashinfer", 4014)
     for q in (1, 5):
         yield a.variants(
-            f"q{q}", {"rows": [[q, 30]], "scale": 0.1, **_SMALL},
-            [{"params": {"scale": s}, "mode": "oracle", "name": f"the same shapes with scale {s}"} for s in (0.5, 0.02)],
-        )  # fmt: skip
+            f"q{q}",
+            {"rows": [[q, 30]], "scale": 0.1, **_SMALL},
+            [
+                {"params": {"scale": s}, "mode": "oracle", "name": f"the same shapes with scale {s}"}
+                for s in (0.5, 0.02)
+            ],
+        )
         yield a.variants(
             f"q{q}-softcap", {"rows": [[q, 30]], "softcap": 2.0, "values": "sharp", **_SMALL},
             [{"params": {"softcap": s}, "mode": "oracle", "name": f"softcap {s}"} for s in (5.0, None)],
@@ -72,8 +81,12 @@ def _dropped() -> Iterator[Case]:
     a = Entry(50, "vllm-42580-descale-dropped", "vllm-project/vllm", 42580)
     for k_scale, v_scale in ((0.25, 1.0), (1.0, 3.0), (0.5, 0.125)):
         for q in (1, 6):
-            yield a.call(f"k{k_scale:g}-v{v_scale:g}-q{q}", rows=[[q, 40], [q, 9]], k_scale=k_scale, v_scale=v_scale, **_FP8)
-        yield a.call(f"tensor-k{k_scale:g}", rows=[[1, 40]], k_scale=k_scale, v_scale=v_scale, scale_tensor=True, **_FP8)
+            yield a.call(
+                f"k{k_scale:g}-v{v_scale:g}-q{q}", rows=[[q, 40], [q, 9]], k_scale=k_scale, v_scale=v_scale, **_FP8
+            )
+        yield a.call(
+            f"tensor-k{k_scale:g}", rows=[[1, 40]], k_scale=k_scale, v_scale=v_scale, scale_tensor=True, **_FP8
+        )
     for dtype in ("bfloat16", "float16"):  # a cache in the model's dtype has no scale to apply
         yield a.call(f"unscaled-{dtype}", rows=[[1, 40], [3, 9]], dtype=dtype, k_scale=0.25, v_scale=3.0, **_SMALL)
     a = Entry(51, "aiter-4051-fn-is-not-fnuz", "ROCm/aiter", 4051)

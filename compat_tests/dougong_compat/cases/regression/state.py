@@ -54,14 +54,20 @@ def _concurrency() -> Iterator[Case]:
     a = Entry(62, "tensorrt-llm-15546-pinned-buffer-reused", "NVIDIA/TensorRT-LLM", 15546)
     yield a.case("event", "L0", "device", check="pinned_lifetime")
     a = Entry(63, "llama-cpp-17887-shared-memory-race", "ggml-org/llama.cpp", 17887)
-    for batch, rows in (("split", [[1, 3000]]), ("many", [[1, 37 * i + 1] for i in range(12)]), ("extend", [[33, 500]])):
+    for batch, rows in (
+        ("split", [[1, 3000]]),
+        ("many", [[1, 37 * i + 1] for i in range(12)]),
+        ("extend", [[33, 500]]),
+    ):
         for dtype in ("own", "float32"):
             yield a.call(
                 f"{batch}-{dtype}", "stress", "L4", rows=rows, check="rerun", times=5, profile="full", dtype=dtype,
                 needs=("deterministic",), **_SMALL,
             )  # fmt: skip
     yield a.variants(
-        "twice", {"rows": [[1, 1500], [1, 7]], **_SMALL}, [{"mode": "oracle", "name": "again"}, {"mode": "oracle", "name": "and again"}]
+        "twice",
+        {"rows": [[1, 1500], [1, 7]], **_SMALL},
+        [{"mode": "oracle", "name": "again"}, {"mode": "oracle", "name": "and again"}],
     )
     for entry, name, repository, thread, check in (
         (64, "vllm-45357-freed-in-flight", "vllm-project/vllm", 45357, "held_until_released"),
@@ -74,8 +80,14 @@ def _manager() -> Iterator[Case]:
     a = Entry(66, "vllm-17362-copy-blocks-layout", "vllm-project/vllm", 17362)
     for layout in ("nhd", "hnd"):
         params = {
-            "rows": [[1, 70]], "layout": layout, "block": 16, "source": [1, 2], "target": [3, 4], "num_layers": 2, "spare": 4,
-        }  # fmt: skip
+            "rows": [[1, 70]],
+            "layout": layout,
+            "block": 16,
+            "source": [1, 2],
+            "target": [3, 4],
+            "num_layers": 2,
+            "spare": 4,
+        }
         yield a.case(f"copy-{layout}", "L2", "copy", (f"layout:{layout}", "block:16"), lse=False, **params)
         yield a.case(
             f"swap-{layout}", "L2", "convert", (f"layout:{layout}", "block:16"), lse=False, through="hnd",

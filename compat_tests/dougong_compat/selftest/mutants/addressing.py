@@ -6,14 +6,14 @@ from dougong_compat.selftest.mutants.mutant import Mutant
 
 __all__ = ["MUTANTS"]
 
-_PAGE = "return plane[block] if kv.layout.name == \"nhd\" else plane[block].transpose(0, 1)"
+_PAGE = 'return plane[block] if kv.layout.name == "nhd" else plane[block].transpose(0, 1)'
 _BLOCK = "block = int(plan.table[row, tile])"
 _BLOCKS = "blocks = table[positions // n].long()"
 _RE = "L1/regression/"
 
 #: A page whose offset does not fit in 31 bits is read from the pool's start.
 _WRAP = (
-    "return (plane[block] if block * plane.stride(0) < 2**31 else plane[0]) if kv.layout.name == \"nhd\" "
+    'return (plane[block] if block * plane.stride(0) < 2**31 else plane[0]) if kv.layout.name == "nhd" '
     "else plane[block].transpose(0, 1)"
 )
 

@@ -27,7 +27,7 @@ MUTANTS = [
         "sink-once-per-split", "honest-split", f"{_RE}48-rocm-libraries-12227-sink-per-split/split",
         "            total = torch.logaddexp(lse, layer.sinks.float()[None, :])  # type: ignore[union-attr]\n",
         "            total = torch.logaddexp(lse, layer.sinks.float()[None, :] + math.log(outs.shape[0]))\n", 48,
-        also=(("import torch\nfrom dougong.hal import HND", "import math\n\nimport torch\nfrom dougong.hal import HND"),),
+        also=(("NEG = float(\"-inf\")\n", "import math\n\nNEG = float(\"-inf\")\n"),),
     ),
     Mutant(
         "sink-in-the-lse", "honest-eager", f"{_RE}48-rocm-libraries-12227-sink-per-split/decode",

@@ -1,0 +1,1 @@
+"""The package that ``dougong new-backend NAME`` writes."""

@@ -1,0 +1,106 @@
+"""The seven rules, each with what breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+
+import pytest
+
+from dougong_compat.cases import collect_profile
+from dougong_compat.honesty import verdict_of
+from dougong_compat.manifest import Manifest, ManifestError, Waiver, read
+from dougong_compat.outcome import Outcome, Result
+from dougong_compat.selftest.lab import TODAY, Lab
+
+ALL = dict.fromkeys(("dtype", "kv", "layout", "block", "dim", "ratio", "feature", "cache", "op"))
+FULL = Manifest("x", ALL, frozenset({"engine"}))
+
+
+def smoke(outcome: Outcome = Outcome.PASS) -> tuple[list, list[Result]]:  # type: ignore[type-arg]
+    cases = collect_profile("smoke")
+    return cases, [Result(case.id, case.level, outcome) for case in cases]
+
+
+def test_all_passed_is_conformant() -> None:
+    cases, results = smoke()
+    assert verdict_of("smoke", cases, results, FULL, TODAY).word == "CONFORMANT"
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.ERROR, Outcome.CRASH, Outcome.TIMEOUT, Outcome.XPASS])
+def test_one_bad_outcome_is_not_conformant(outcome: Outcome) -> None:
+    cases, results = smoke()
+    results[5].outcome = outcome
+    verdict = verdict_of("smoke", cases, results, FULL, TODAY)
+    assert (verdict.word, verdict.exit_code) == ("NOT", 1)
+
+
+def test_missing_doubled_or_selected_cases_are_invalid() -> None:
+    cases, results = smoke()
+    assert verdict_of("smoke", cases, results[:-1], FULL, TODAY).word == "INVALID"
+    assert verdict_of("smoke", cases[:-1], results[:-1], FULL, TODAY).word == "INVALID"
+    assert verdict_of("smoke", cases, [*results, results[0]], FULL, TODAY).word == "INVALID"
+    assert verdict_of("smoke", cases, results, FULL, TODAY, selected=True).word == "INVALID"
+    assert verdict_of("smoke", cases, [], FULL, TODAY).exit_code == 2
+
+
+def test_refusing_nearly_everything_is_invalid() -> None:
+    cases, results = smoke(Outcome.UNSUPPORTED)
+    verdict = verdict_of("smoke", cases, results, FULL, TODAY)
+    assert verdict.word == "INVALID" and "floor" in " ".join(verdict.reasons)
+
+
+def test_declaring_nothing_is_invalid() -> None:
+    cases, results = smoke()
+    assert verdict_of("smoke", cases, results, Manifest("x", {}, frozenset()), TODAY).word == "INVALID"
+
+
+@pytest.mark.parametrize(
+    ("issue", "days", "ok"),
+    [
+        ("https://example.org/1", 30, True),
+        ("https://example.org/1", 91, False),
+        ("later", 30, False),
+        ("https://example.org/1", -1, False),
+    ],
+)
+def test_waivers_name_an_issue_and_expire(issue: str, days: int, ok: bool) -> None:
+    waiver = Waiver("L1/*", issue, TODAY + datetime.timedelta(days=days))
+    manifest = dataclasses.replace(FULL, waivers=(waiver,))
+    assert (manifest.problems(TODAY) == []) is ok
+
+
+def test_a_waived_failure_is_waived_and_a_waived_pass_is_not(lab: Lab) -> None:
+    case = "L1/attention/mandatory/decode-h4k1-d64"
+    waiver = Waiver(case, "https://example.org/1", TODAY + datetime.timedelta(days=9))
+    manifest = dataclasses.replace(FULL, waivers=(waiver,))
+    assert lab.judge(case, "honest-tiled", manifest=manifest).outcome is Outcome.XPASS
+    assert lab.judge(case, "cheat-zeros", manifest=manifest).outcome is Outcome.WAIVED
+
+
+def test_a_declared_capability_that_is_refused_fails(lab: Lab) -> None:
+    manifest = dataclasses.replace(FULL)
+    result = lab.judge("L1/attention/latent/decode-h8k1-nhd-d80-dv64-latent", "honest-tiled", manifest=manifest)
+    assert result.outcome is Outcome.PASS and "reference" in result.provider, "the core's reference does it"
+    result = lab.judge("L1/attention/mandatory/decode-h4k1-d64", "cheat-skips")
+    assert result.outcome is Outcome.FAIL and "mandatory, and refused" in result.message
+
+
+def test_an_undeclared_capability_is_probed(lab: Lab) -> None:
+    little = Manifest("x", {**ALL, "feature": frozenset()}, frozenset())
+    case = "L1/attention/feature/softcap-decode-h6k2-d64-cap20.0"
+    right = lab.judge(case, "honest-tiled", manifest=little)
+    assert right.outcome is Outcome.PASS and right.warnings, "right, but not declared: a warning"
+    wrong = lab.judge(case, "cheat-lies", manifest=little)
+    assert wrong.outcome is Outcome.FAIL and "not declared" in wrong.message
+    refused = lab.judge("L1/attention/latent/decode-h8k1-nhd-d80-dv64-latent", "honest-tiled", manifest=little)
+    assert refused.outcome is Outcome.UNSUPPORTED
+
+
+def test_manifest_errors_name_the_key() -> None:
+    for text, part in (
+        ("x = 1", "unknown keys"), ("[capabilities]\nheads = []", "capabilities.heads"), ("tolerance = 'lax'", "lax"),
+        ("[capabilities]\ndtypes = 3", "dtypes"), ("[[waivers]]\ncase='x'", "issue"), ("a =", "x.toml"),
+    ):  # fmt: skip
+        with pytest.raises(ManifestError, match=part.replace("[", "\\[")):
+            read(text, "x.toml")
