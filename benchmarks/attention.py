@@ -226,9 +226,7 @@ def extend_candidates() -> list[ExtendConfig]:
     shapes = [(128, 64, 8, 3, 0), (128, 64, 8, 3, 128), (128, 64, 8, 5, 128), (128, 64, 8, 2, 128),
               (128, 64, 4, 3, 0), (64, 64, 4, 3, 168), (128, 32, 8, 5, 128), (128, 32, 4, 3, 0),
               (128, 128, 8, 3, 0)]  # fmt: skip
-    return [
-        ExtendConfig(*shape, outer) for shape in shapes for outer in (False, True)
-    ]
+    return [ExtendConfig(*shape, outer) for shape in shapes for outer in (False, True)]
 
 
 def tune(a: argparse.Namespace) -> list[str]:
