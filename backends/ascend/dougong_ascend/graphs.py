@@ -42,6 +42,7 @@ class AscendGraph(Graph):
         self._pool = pool
         self._stream = capture_stream
         self._update_stream = update_stream
+        self._in_flight = False
 
     @staticmethod
     def capturing() -> AscendGraph | None:
@@ -78,6 +79,9 @@ class AscendGraph(Graph):
     def update(self, task: Task, launch: Callable[[], None]) -> None:
         """Record a task group again: the same operator on new host values, and let the next replay pass it."""
         npu = torch.npu  # type: ignore[attr-defined]
+        if self._in_flight:  # the replay before this one may still read what the update writes
+            self._update_stream.wait_stream(npu.current_stream())
+            self._in_flight = False
         with npu.stream(self._update_stream):
             npu.graph_task_update_begin(self._update_stream, task.handle)
             launch()
@@ -86,6 +90,7 @@ class AscendGraph(Graph):
 
     def replay(self) -> None:
         self._graph.replay()
+        self._in_flight = True
 
 
 class AscendGraphs(GraphBackend):
