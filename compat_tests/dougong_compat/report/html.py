@@ -55,7 +55,8 @@ def html(report: dict[str, Any], needs: dict[str, tuple[str, ...]] | None = None
         f"<h1>{escape(report['backend'])} <span class='verdict {word}'>{word}</span></h1>",
         (
             f"<p>Profile <b>{report['profile']}</b>: {totals['cases']} cases, {totals['pass']} passed, "
-            f"{failed} failed, {totals['unsupported']} refused, {totals['waived']} waived, in {report['seconds']:.0f} s.</p>"
+            f"{failed} failed, {totals['unsupported']} refused, {totals['waived']} waived, "
+            f"in {report['seconds']:.0f} s.</p>"
         ),
         (
             f"<p class='dim'>{escape(report['environment'].get('device', ''))} · suite {report['suite']['version']} · "
