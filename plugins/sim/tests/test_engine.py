@@ -80,9 +80,9 @@ def test_memory_is_given_back(model: Path) -> None:
 
 @pytest.fixture
 def little() -> Iterator[None]:
-    """A device that has 1 MiB more than is used now."""
+    """A device that has 4 MiB more than is used now."""
     before = torch.sim.mem_get_info()[1]
-    torch.sim.set_memory_limit(torch.sim.memory_reserved() + (1 << 20))
+    torch.sim.set_memory_limit(torch.sim.memory_reserved() + (4 << 20))
     yield
     torch.sim.set_memory_limit(before)
 
@@ -95,8 +95,8 @@ def test_too_little_memory_for_the_cache_says_how_much_fits(model: Path, expecte
     assert found is not None
     fits = int(found[1])
     assert 8 < fits < 100_000
-    # A part of that: under pytest the error's frames still hold the first try's weights.
-    assert tokens(engine(model, num_kv_blocks=fits // 4)) == expected
+    # Half of that: steps need room too, and under pytest the error's frames still hold the first try's weights.
+    assert tokens(engine(model, num_kv_blocks=fits // 2)) == expected
 
 
 @pytest.mark.usefixtures("little")
