@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from dougong.errors import DougongError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from dougong.plugins import Plugins
 
 __all__ = ["build_app", "main"]
 
@@ -39,8 +43,22 @@ def build_app() -> typer.Typer:
     app.command()(doctor)
     app.add_typer(bench_app, name="bench")
     # A broken plugin must not keep `doctor` from telling about it: errors are raised where engines start.
-    load_plugins(strict=False).manager.hook.dougong_cli(app=app)
+    _add_plugin_commands(app, load_plugins(strict=False))
     return app
+
+
+def _add_plugin_commands(app: typer.Typer, plugins: Plugins) -> None:
+    """Ask plugins one by one: one whose commands fail to load is named, and the other commands stay usable."""
+    for hook in plugins.manager.hook.dougong_cli.get_hookimpls():
+        try:
+            hook.function(**dict.fromkeys(hook.argnames, app))
+        except Exception as error:
+            print(
+                f"dougong: plugin {hook.plugin_name!r} {plugins.version(hook.plugin_name)} cannot add its commands: "
+                f"{type(error).__name__}: {error}. Mend or upgrade it, or exclude it with "
+                f"DOUGONG_PLUGINS=-{hook.plugin_name}.",
+                file=sys.stderr,
+            )
 
 
 def _print_version(wanted: bool) -> None:
