@@ -103,7 +103,7 @@ test: lint typecheck imports test-kernels test-plugins test-core  ## All that is
 prove: $(VENV)/.dev  ## Longer proofs: wheels in a clean environment, conformance, offline compilation
 	$(if $(KERNELS),$(PYTEST) -m prove $(KERNELS) || test $$? -eq 5)
 	$(call each-plugin,prove)
-	$(PYTEST) -m prove $(CORE)
+	$(PYTEST) -m prove -n $(WORKERS) --dist loadfile $(CORE)
 
 docs: $(VENV)/.dev  ## Check the handbook: links, examples, both READMEs alike
 	$(PYTEST) tests/repository/test_docs.py tests/repository/test_examples.py
