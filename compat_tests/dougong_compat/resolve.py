@@ -47,7 +47,10 @@ class Resolver:
         return out
 
     def request(self, case: Case, *, declared: bool) -> dict[str, Any]:
-        return {**case.to_json(), "params": self.params(case.params), "declared": declared}
+        request = {**case.to_json(), "params": self.params(case.params), "declared": declared}
+        if case.kind == "engine":  # loads a model, and the first one all that an engine imports
+            request["timeout"] = 300.0
+        return request
 
 
 def length(value: int | str, block: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dougong_compat.problem import Problem, build
+from dougong_compat.problem import DEFAULTS, Problem, build
 
 __all__ = ["keep_rows", "vary"]
 
@@ -15,9 +15,9 @@ __all__ = ["keep_rows", "vary"]
 def vary(base: Mapping[str, Any], seed: int, change: Mapping[str, Any]) -> Problem:
     """``base`` with one change: ``params`` (other parameters), ``scale_q`` (q times f, scale over f), ``redraw``
     (new values for these rows), ``keep`` (these rows only)."""
-    params = {**base, **change.get("params", {})}
+    params = {**DEFAULTS, **base, **change.get("params", {})}
     if "scale_q" in change:
-        params["scale"] = (params.get("scale") or params["D"] ** -0.5) / change["scale_q"]
+        params["scale"] = (params["scale"] or params["D"] ** -0.5) / change["scale_q"]
     problem = build(params, seed)
     if "scale_q" in change:
         problem.q = problem.q * change["scale_q"]

@@ -68,8 +68,14 @@ def run(
         def started(facts: dict[str, Any], count: int) -> None:
             progress.update(task, total=count)
 
+        seen = 0
+
         def came(result: Result) -> None:
+            nonlocal seen
+            seen += 1
             progress.advance(task)
+            if seen % 500 == 0 and not console.is_terminal and not as_json:
+                console.print(f"{seen} cases")
             if result.outcome.bad:
                 bad[result.outcome] += 1
                 if sum(bad.values()) <= 20 and not as_json:

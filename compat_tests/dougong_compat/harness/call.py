@@ -86,7 +86,7 @@ class Call:
     def _place(self, x: torch.Tensor) -> torch.Tensor:
         if self.problem.params["guard"] and self.device.type == "cpu":
             return trapped_copy(x)
-        return x.to(self.device)
+        return x.to(self.device, copy=True)
 
     def _make_kv(self, layout: Any) -> LayerCache | RaggedKV:
         problem = self.problem

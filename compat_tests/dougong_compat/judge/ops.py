@@ -129,9 +129,9 @@ def _fused(params: dict[str, Any], x: _Tensors, tensors: _Tensors, u: float, lea
             return Judgement(False, "the values in the cache are not the values given")
     for name, text, dim in zip("kv", texts, (D, Dv), strict=True):
         shape = plane_shape(text, params["blocks"], params["block"], K, dim, dtype.itemsize)
-        marks = torch.zeros(shape, dtype=torch.uint8)
+        marks = torch.zeros(shape, dtype=dtype)
         if not params.get("no_cache"):
-            scatter(text, marks, x["slots"], torch.ones(T, K, dim, dtype=torch.uint8), params["block"])
+            scatter(text, marks, x["slots"], torch.ones(T, K, dim, dtype=dtype), params["block"])
         touched = ~torch.isnan(tensors[name].float()) & (marks == 0)
         if bool(touched.any()):
             return Judgement(False, f"plane {name}: {int(touched.sum())} elements outside the slots were written")

@@ -34,9 +34,9 @@ def judge(
         verdict = _named(problem, name, text, values, scale, slots, after.view(problem.kv_dtype)[..., 0], dim)
         if not verdict.ok:
             return verdict
-        marks = torch.zeros(shape, dtype=torch.uint8)
-        scatter(text, marks, slots, torch.ones(len(slots), problem.K, dim, dtype=torch.uint8), problem.block)
-        moved = (before != after).any(-1) & (marks == 0)
+        marks = torch.zeros(shape, dtype=problem.kv_dtype)  # of the plane's width: a layout may pack by bytes
+        scatter(text, marks, slots, torch.ones(len(slots), problem.K, dim).to(problem.kv_dtype), problem.block)
+        moved = (before != after).any(-1) & (marks.float() == 0)
         if bool(moved.any()):
             return Judgement(False, f"write changed {int(moved.sum())} elements of plane {name} outside its slots")
     return Judgement(True, margin=0.0)
