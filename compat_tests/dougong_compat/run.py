@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from dougong_compat.case import Case
 from dougong_compat.judge import kinds
 from dougong_compat.manifest import Manifest
@@ -31,6 +33,7 @@ class Runner:
     guard: bool = False
 
     def __post_init__(self) -> None:
+        torch.set_num_threads(1)  # the oracle's cases are tiny, and the worker wants the other cores
         self.resolver = Resolver(self.worker.facts, self.manifest, guard=self.guard)
         self.tolerance = CLASSES[self.manifest.tolerance]
 

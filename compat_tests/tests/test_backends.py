@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dougong_compat.manifest import read
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "dougong_compat" / "manifests"
