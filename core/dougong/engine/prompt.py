@@ -58,7 +58,7 @@ class PromptReader:
             ids = list(self.tokenizer(text)["input_ids"])
         if not ids:
             raise InvalidRequestError("the prompt is empty: give at least one character or token id.")
-        # Whole-list built-ins: a loop over all tokens of a large batch would delay its first step by tenths of a second.
+        # Built-ins over the whole list: a loop over all tokens of a large batch would delay its first step.
         if set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= self.vocab_size:
             wrong = next(token for token in ids if type(token) is not int or not 0 <= token < self.vocab_size)
             raise InvalidRequestError(
