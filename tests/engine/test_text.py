@@ -43,6 +43,12 @@ def test_pieces_join_to_the_whole_and_no_piece_holds_half_a_character(text: str)
     assert "".join(pieces) + detokenizer.flush() == text
 
 
+@given(st.lists(st.sampled_from("🙂é".encode() + b"a\xff"), max_size=40))
+def test_broken_bytes_between_characters_come_out_as_decoding_the_whole_shows_them(data: list[int]) -> None:
+    detokenizer = Detokenizer(Bytes())
+    assert "".join(detokenizer.push(byte) for byte in data) + detokenizer.flush() == Bytes().decode(data)
+
+
 @given(st.lists(st.integers(0, 4), max_size=12))
 def test_a_leading_space_is_kept_between_tokens(ids: list[int]) -> None:
     detokenizer = Detokenizer(Words())

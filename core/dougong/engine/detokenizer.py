@@ -9,8 +9,8 @@ from typing import Any
 __all__ = ["Detokenizer"]
 
 _BROKEN = "\ufffd"
-#: Bytes of one character never span more tokens than this; a longer run of broken text is what the model wrote.
-_LONGEST_CHARACTER = 6
+#: Tokens of the longest character (4 bytes). A longer run that decodes to broken text is what the model wrote.
+_LONGEST_CHARACTER = 4
 
 
 class Detokenizer:
@@ -39,14 +39,27 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Take one more token; returns the text that is now certain ('' while inside a character)."""
         self._ids.append(token_id)
+        end = len(self._ids)
         before: str = self._decode(self._ids[self._prefix : self._read])
         now: str = self._decode(self._ids[self._prefix :])
-        if now.endswith(_BROKEN) and len(self._ids) - self._read < _LONGEST_CHARACTER:
-            return ""
+        if now.endswith(_BROKEN):
+            if end - self._read < _LONGEST_CHARACTER:
+                return ""
+            end = self._settled(now)
+            now = self._decode(self._ids[self._prefix : end])
         if len(now) <= len(before) and now == before[: len(now)]:
             return ""  # a special token, or one that shows only with its successor
-        self._prefix, self._read = self._read, len(self._ids)
+        self._prefix, self._read = self._read, end
         return now[len(before) :]
+
+    def _settled(self, now: str) -> int:
+        """Where a window whose text is ``now`` and ends broken can be cut: what follows the cut may still become a
+        character, and no character, nor what broken bytes show as, lies across it."""
+        end = len(self._ids)
+        for cut in range(end - _LONGEST_CHARACTER + 1, end):
+            if cut > self._read and self._decode(self._ids[self._prefix : cut]) + self._decode(self._ids[cut:]) == now:
+                return cut
+        return end
 
     def flush(self) -> str:
         """The text of what still waits; called once, when no token will follow."""
