@@ -101,7 +101,7 @@ test-core: $(VENV)/.dev
 test: lint typecheck imports test-kernels test-plugins test-core  ## All that is checked on every change
 
 prove: $(VENV)/.dev  ## Longer proofs: wheels in a clean environment, conformance, offline compilation
-	$(if $(KERNELS),$(PYTEST) -m prove $(KERNELS) || test $$? -eq 5)
+	$(if $(KERNELS),$(PYTEST) -m prove -n $(WORKERS) $(KERNELS) || test $$? -eq 5)
 	$(call each-plugin,prove)
 	$(PYTEST) -m prove -n $(WORKERS) --dist loadfile $(CORE)
 
