@@ -143,6 +143,20 @@ def test_a_feature_newer_than_the_plugin_is_refused_before_it_is_asked(targets: 
     assert opened.choose_attention(query(sinks=True)).spec.provider == "torch reference"
 
 
+def test_batch_invariance_is_given_only_by_those_that_declare_it(targets: Any) -> None:
+    targets.Good = type("Good", (ReferenceAttention,), {})
+    kernels = (
+        kernel("attention", "Good", "fast", priority=2),
+        kernel("attention", "Good", "steady", priority=1, batch_invariant=True),
+    )
+    asked = AttentionQuery(spec=query().spec, layout=NHD, block_size=16, batch_invariant=True)
+    opened = open_backend(plugins=plugins(Plugin(backend(), kernels=kernels)))
+    assert opened.choose_attention(query()).spec.provider == "fast"
+    assert opened.choose_attention(asked).spec.provider == "steady"
+    with pytest.raises(KernelSelectionError, match="does not declare itself batch-invariant"):
+        open_backend(plugins=plugins(Plugin(backend(), kernels=kernels[:1]))).choose_attention(asked)
+
+
 def test_asking_for_one_provider_makes_its_refusal_an_error(targets: Any) -> None:
     targets.Good = type("Good", (ReferenceAttention,), {})
     opened = open_backend(plugins=plugins(Plugin(backend(), kernels=(kernel("attention", "Good", "good"),))))

@@ -88,6 +88,7 @@ class Backend:
             features=query.features(),
             dtypes=frozenset({dtype_name(query.spec.dtype)}),
             layout=query.layout.name,
+            batch_invariant=query.batch_invariant,
             refuse=lambda target: self._ask(target, AttentionKernel, query),
             plugins=self.plugins,
             query=query,

@@ -70,6 +70,7 @@ def select(
     features: frozenset[str] = frozenset(),
     dtypes: frozenset[str] = frozenset(),
     layout: str = "",
+    batch_invariant: bool = False,
     refuse: Callable[[Any], Iterable[object]] = lambda target: (),
     plugins: Plugins | None = None,
     query: Any = None,
@@ -92,6 +93,8 @@ def select(
     for candidate in sorted(candidates, key=lambda c: (-c.spec.priority, c.spec.provider)):
         spec = candidate.spec
         reason = _declared_refusal(spec, features, dtypes, layout)
+        if batch_invariant and not spec.batch_invariant:
+            reason = reason or "does not declare itself batch-invariant"
         if provider is not None and spec.provider != provider:
             reason = f"provider {provider!r} was asked for"
         if not reason:
