@@ -138,7 +138,7 @@ def launches() -> Any:
 
 
 HOT = ("split_kernel d128", "split_kernel int8", "split_kernel d96 fp8", "rotate 0", "norm True", "gated False")
-"""May not spill where the settings were made for the target; elsewhere they are defaults, which must compile and fit."""
+"""May not spill on the targets in SETTLED; the others take default settings, which must compile and fit."""
 SETTLED = ("sm90", "gfx942")
 
 
