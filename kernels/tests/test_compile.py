@@ -143,7 +143,7 @@ SETTLED = ("sm90", "gfx942")
 
 
 @pytest.mark.prove
-@pytest.mark.parametrize("target", ["sm80", "sm90", "sm100", "gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201"])
+@pytest.mark.parametrize("target", ["sm80", "sm90", "gfx942"])
 def test_compiles(target: str, tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(tmp_path)
