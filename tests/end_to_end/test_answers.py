@@ -177,7 +177,7 @@ def test_max_tokens_none_goes_on_to_the_end_of_the_context_or_of_the_pool(tiny: 
         completion = one(llm, [prompt], sampling).outputs[0]
         assert len(completion.token_ids) == 40 - len(prompt)
         assert completion.finish_reason is FinishReason.LENGTH
-    with opened(tiny["llama"], max_model_len=256, num_kv_blocks=4) as llm:
+    with opened(tiny["llama"], max_model_len=256, num_kv_blocks=4, enforce_eager=True) as llm:
         completion = one(llm, [prompt], sampling).outputs[0]
         assert len(completion.token_ids) == llm.engine.kv.capacity_tokens + 1 - len(prompt) < 256
 
