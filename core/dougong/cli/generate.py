@@ -60,7 +60,10 @@ def generate(
         if as_json:
             print(json.dumps(_answer(output, figures), ensure_ascii=False))
         else:
-            Console(stderr=True, soft_wrap=True).print(figures.line(output), style="dim", highlight=False)
+            notes = Console(stderr=True, soft_wrap=True)
+            notes.print(figures.line(output), style="dim", highlight=False)
+            if not chat and not output.outputs[0].text.strip() and getattr(llm.get_tokenizer(), "chat_template", None):
+                notes.print("The model ended at once. It was made for conversations: try --chat.", highlight=False)
         if output.outputs[0].error:
             raise typer.Exit(1)
 
