@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +18,6 @@ __all__ = [
     "Quantization",
     "Set",
     "engine_options",
-    "terminal",
 ]
 
 Model = Annotated[
@@ -61,8 +59,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def terminal(stream: Any = None) -> bool:
-    """Whether a person reads this output."""
-    return bool((stream or sys.stdout).isatty())

@@ -14,7 +14,7 @@ from dougong.hal.attention import AttentionKernel, AttentionQuery
 from dougong.hal.device import Device
 from dougong.hal.layout import NHD, KVLayout
 from dougong.hal.linear import LinearKernel, LinearQuery
-from dougong.hal.ops import FUNCTION_OPS, OpTable
+from dougong.hal.ops import CLASS_OPS, FUNCTION_OPS, OpTable
 from dougong.hal.selection import Candidate, Choice, dtype_name, reference_candidate, select
 from dougong.plugins import BackendSpec, Plugins, Probe, load_plugins, resolve_target
 
@@ -186,10 +186,10 @@ def open_backend(name: str | None = None, *, index: int = 0, plugins: Plugins | 
     device.setup()
     backend = Backend(report.spec.name, report.plugin, device, plugins)
     for plugin, spec in plugins.records("dougong_kernels", device=device):
-        if spec.op not in FUNCTION_OPS and spec.op not in ("attention", "linear"):
+        if spec.op not in FUNCTION_OPS and spec.op not in CLASS_OPS:
             raise PluginAnswerError(
                 f"plugin {plugin!r} offers a kernel for unknown op {spec.op!r}; known are "
-                f"{', '.join(sorted([*FUNCTION_OPS, 'attention', 'linear']))}",
+                f"{', '.join(sorted([*FUNCTION_OPS, *CLASS_OPS]))}",
                 plugin=plugin,
                 version=plugins.version(plugin),
             )

@@ -92,9 +92,7 @@ def select(
     able: list[tuple[Candidate, Any]] = []
     for candidate in sorted(candidates, key=lambda c: (-c.spec.priority, c.spec.provider)):
         spec = candidate.spec
-        reason = _declared_refusal(spec, features, dtypes, layout)
-        if batch_invariant and not spec.batch_invariant:
-            reason = reason or "does not declare itself batch-invariant"
+        reason = _declared_refusal(spec, features, dtypes, layout, batch_invariant)
         if provider is not None and spec.provider != provider:
             reason = f"provider {provider!r} was asked for"
         if not reason:
@@ -136,7 +134,9 @@ def _resolve(op: str, candidate: Candidate) -> Any:
         ) from error
 
 
-def _declared_refusal(spec: KernelSpec, features: frozenset[str], dtypes: frozenset[str], layout: str) -> str:
+def _declared_refusal(
+    spec: KernelSpec, features: frozenset[str], dtypes: frozenset[str], layout: str, batch_invariant: bool
+) -> str:
     if spec.unavailable:
         return spec.unavailable
     missing = features - spec.features
@@ -146,4 +146,6 @@ def _declared_refusal(spec: KernelSpec, features: frozenset[str], dtypes: frozen
         return f"dtype {', '.join(sorted(dtypes - spec.dtypes))}: does {', '.join(sorted(spec.dtypes))}"
     if layout and spec.layouts and layout not in spec.layouts:
         return f"KV layout {layout}: reads {', '.join(spec.layouts)}"
+    if batch_invariant and not spec.batch_invariant:
+        return "does not declare itself batch-invariant"
     return ""

@@ -45,14 +45,18 @@ def resolve_target(target: str) -> Any:
     return found
 
 
-def _check_target(record: object, target: str) -> None:
-    if not isinstance(target, str) or not _TARGET.match(target):
-        raise ValueError(f"{type(record).__name__}(target={target!r}): expected 'package.module:Name'")
+class _Targeted:
+    """A record that names a class or function and the contract it was built for; both are checked when it is made."""
 
+    abi: Abi
+    target: str
 
-def _check_abi(record: object, abi: object) -> None:
-    if not (isinstance(abi, tuple) and len(abi) == 2 and all(isinstance(part, int) for part in abi)):
-        raise ValueError(f"{type(record).__name__}(abi={abi!r}): expected (major, minor)")
+    def __post_init__(self) -> None:
+        name, abi = type(self).__name__, self.abi
+        if not isinstance(self.target, str) or not _TARGET.match(self.target):
+            raise ValueError(f"{name}(target={self.target!r}): expected 'package.module:Name'")
+        if not (isinstance(abi, tuple) and len(abi) == 2 and all(isinstance(part, int) for part in abi)):
+            raise ValueError(f"{name}(abi={abi!r}): expected (major, minor)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def _always() -> Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackendSpec:
+class BackendSpec(_Targeted):
     """An accelerator that a plugin brings.
 
     ``target`` names a ``dougong.hal.Device`` subclass; ``score`` orders the backends when none is asked
@@ -89,14 +93,13 @@ class BackendSpec:
     description: str = ""
 
     def __post_init__(self) -> None:
-        _check_target(self, self.target)
-        _check_abi(self, self.abi)
+        super().__post_init__()
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
             raise ValueError(f"BackendSpec(name={self.name!r}): lower-case letters, digits, '-' and '_'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelSpec:
+class KernelSpec(_Targeted):
     """One implementation of one op.
 
     ``op`` is a name of ``dougong.hal.ops`` (``"attention"``, ``"linear"``, ``"silu_mul"`` …). ``target`` names
@@ -125,8 +128,7 @@ class KernelSpec:
     """Why it cannot be used on this machine ('' if it can): a package missing, a library not built."""
 
     def __post_init__(self) -> None:
-        _check_target(self, self.target)
-        _check_abi(self, self.abi)
+        super().__post_init__()
         if self.graph not in ("none", "capture", "update"):
             raise ValueError(f"KernelSpec(graph={self.graph!r}): 'none', 'capture' or 'update'")
         if self.graph_batches not in ("any", "decode"):
@@ -134,53 +136,37 @@ class KernelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(_Targeted):
     """A model family: ``architectures`` as they stand in config.json, ``target`` a CausalLM subclass."""
 
     architectures: tuple[str, ...]
     abi: Abi
     target: str
 
-    def __post_init__(self) -> None:
-        _check_target(self, self.target)
-        _check_abi(self, self.abi)
-
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationSpec:
+class QuantizationSpec(_Targeted):
     """A weight format: ``name`` as given to ``quantization=``, ``target`` a weight-loading class."""
 
     name: str
     abi: Abi
     target: str
 
-    def __post_init__(self) -> None:
-        _check_target(self, self.target)
-        _check_abi(self, self.abi)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSpec:
+class SchedulerSpec(_Targeted):
     """A scheduling policy: ``target`` names a ``dougong.scheduling.Policy`` subclass."""
 
     name: str
     abi: Abi
     target: str
 
-    def __post_init__(self) -> None:
-        _check_target(self, self.target)
-        _check_abi(self, self.abi)
-
 
 @dataclass(frozen=True, kw_only=True)
-class KVConnectorSpec:
+class KVConnectorSpec(_Targeted):
     """A way for KV blocks to leave or enter an engine: ``target`` names its class."""
 
     name: str
     abi: Abi
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _check_target(self, self.target)
-        _check_abi(self, self.abi)
