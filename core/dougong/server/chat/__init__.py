@@ -1,0 +1,1 @@
+"""What every chat API is turned into (`ChatTurn`), and the events that every answer is made from."""
