@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from importlib.metadata import PackageNotFoundError, version
 
 from dougong.plugins import Probe
+from dougong_kernels.torch_build import torch_build
 
 __all__ = ["probe"]
 
@@ -37,12 +37,15 @@ def probe() -> Probe:
         )
     if importlib.util.find_spec("triton") is None:
         return Probe(ok=False, reason="Triton is not installed", remedy="Install torch's CUDA build, which brings it.")
-    try:
-        build = version("torch")
-    except PackageNotFoundError:
+    build = torch_build()
+    if build is None:
         return Probe(ok=False, reason="torch is not installed", remedy="Install torch's CUDA build.")
-    if "+cpu" in build or "+rocm" in build or "+xpu" in build:
-        return Probe(ok=False, reason=f"torch {build} is no CUDA build", remedy="Install torch's CUDA build.")
+    if not build.cuda:
+        return Probe(
+            ok=False,
+            reason=f"torch {build.version} is a {build.kind} build, not a CUDA one",
+            remedy="Install torch's CUDA build.",
+        )
     return _devices(driver)
 
 
