@@ -51,16 +51,24 @@ def tokens(llm: LLM, prompts: list[list[int]] = PROMPTS, count: int = 8) -> list
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def judged(host: Any, prompt: list[int], answer: list[int]) -> tuple[int, int]:
-    """(tokens that are the reference's own choice, tokens that are not although its top two logits lie more than 4 ulp
-    apart): each token judged behind the answer's own tokens before it. ``host`` is transformers' model on the CPU."""
+def judged(host: Any, exact: Any, prompt: list[int], answer: list[int]) -> tuple[int, int]:
+    """(tokens that are a choice of the reference, tokens that are not its first although its top two logits lie more
+    than 4 ulp apart): each token judged behind the answer's own tokens before it.
+
+    ``host`` is transformers' model on the CPU in the engine's dtype, ``exact`` the same in float32. In bfloat16 a logit
+    of 20 comes in steps of 0.125: in 2 to 3% of places two or three tokens share the highest, and each of them is an
+    arg max. Where rounding alone put another token there, float32 says which one the model means.
+    """
     with torch.inference_mode():
-        logits = host(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
+        logits, sums = (
+            model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :] for model in (host, exact)
+        )
+    chosen = torch.tensor(answer)
     top = logits.topk(2)
-    equal = top.indices[:, 0] == torch.tensor(answer)
+    equal = logits.gather(1, chosen[:, None])[:, 0] == top.values[:, 0]
     ulp = torch.finfo(logits.dtype).eps * torch.exp2(top.values[:, 0].float().abs().log2().floor())
     clear = (top.values[:, 0] - top.values[:, 1]).float() > 4 * ulp
-    return int(equal.sum()), int((clear & ~equal).sum())
+    return int((equal | (sums.argmax(1) == chosen)).sum()), int((clear & ~equal).sum())
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +76,10 @@ def expected(model: Path) -> list[list[int]]:
     """What this backend answers without graphs, judged by transformers' model on the CPU."""
     from transformers import LlamaForCausalLM
 
-    host = LlamaForCausalLM.from_pretrained(model, dtype=torch.float16)
+    host, exact = (LlamaForCausalLM.from_pretrained(model, dtype=dtype) for dtype in (torch.float16, torch.float32))
     answers = tokens(engine(model, enforce_eager=True))
-    counts = [judged(host, prompt, answer) for prompt, answer in zip(PROMPTS, answers)]
-    assert sum(wrong for _, wrong in counts) == 0
-    assert sum(equal for equal, _ in counts) >= 0.9 * sum(map(len, answers))
+    counts = [judged(host, exact, prompt, answer) for prompt, answer in zip(PROMPTS, answers)]
+    assert sum(wrong for _, wrong in counts) == 0  # 24 tokens measure no rate: test_a_real_model does
     return answers
 
 
@@ -100,22 +107,35 @@ def test_choices_and_captures(model: Path) -> None:
     assert graphs.failed == "" and any(entry.ready for entry in graphs.captured.values())
 
 
+QUESTIONS = (
+    "What is the capital of France?", "Name three colours.", "Write a line about the sea.", "Count to five.",
+    "The history of the Roman Empire began", "def fibonacci(n):", "Once upon a time, there was a small dragon",
+    "Water boils at", "The three laws of motion are", "To bake bread, first", "In 1969, the first",
+    "A list of European countries:", "Dear Sir or Madam,", "SELECT name FROM", "The mitochondria is",
+    "Q: What is 7 times 8?\nA:",
+)  # fmt: skip
+
+
 @pytest.mark.prove
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_real_model(dtype: str) -> None:
-    """SmolLM2-135M's text through this backend is the CPU's, in the sense of the contract."""
+    """SmolLM2-135M's text through this backend is the CPU's, in the sense of the contract: no clear token differs, and
+    98% are the reference's. 6 of 768 are not in bfloat16 where all is well (rounding in both engines): as many tokens
+    keep the spread of their number, 2.5, well away from the bound of 15."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    questions = [
-        "What is the capital of France?", "Name three colours.", "Write a line about the sea.", "Count to five.",
-    ]  # fmt: skip
-    llm = engine("smollm2-135m", dtype=dtype, skip_tokenizer_init=False, max_model_len=256, block_size=128)
+    llm = engine(
+        "smollm2-135m", dtype=dtype, skip_tokenizer_init=False, max_num_seqs=len(QUESTIONS), max_model_len=256,
+        block_size=128, num_kv_blocks=40,
+    )  # fmt: skip
     folder = llm.engine.runner.model_path
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts = [list(tokenizer(question).input_ids) for question in questions]
-    answers = tokens(llm, prompts, count=32)
-    host = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    counts = [judged(host, prompt, answer) for prompt, answer in zip(prompts, answers)]
+    prompts = [list(tokenizer(question).input_ids) for question in QUESTIONS]
+    answers = tokens(llm, prompts, count=48)
+    host, exact = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=kind) for kind in (getattr(torch, dtype), torch.float32)
+    )
+    counts = [judged(host, exact, prompt, answer) for prompt, answer in zip(prompts, answers)]
     total = sum(map(len, answers))
     assert sum(wrong for _, wrong in counts) == 0, counts
     assert sum(equal for equal, _ in counts) >= 0.98 * total, counts
