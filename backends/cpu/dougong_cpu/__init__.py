@@ -21,7 +21,7 @@ _FLOATS = frozenset({"float32", "bfloat16", "float16"})
 _ATTENTION = frozenset(
     {"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "kv_int8", "kv_fp8_e4m3", "ragged", "latent"}
 )
-_OPS = ("rms_norm", "add_rms_norm", "silu_mul", "gelu_tanh_mul", "rope", "qk_norm_rope_write")
+_OPS = ("rms_norm", "add_rms_norm", "silu_mul", "gelu_tanh_mul", "rope", "qk_norm_rope_write", "argmax")
 
 
 def _probe() -> Probe:

@@ -27,6 +27,7 @@ _SIGNATURES = {
     "qkv": "ppppili",
     "rms": "ppppiilllffii",
     "gated": "plpliiii",
+    "argmax": "plpili",
     "product": "pppili",
 }  # fmt: skip
 
@@ -47,6 +48,7 @@ class Library:
     qkv: Callable[..., None]
     rms: Callable[..., None]
     gated: Callable[..., None]
+    argmax: Callable[..., None]
     product: Callable[..., None]
 
     def __init__(self, path: Path) -> None:

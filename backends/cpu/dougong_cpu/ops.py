@@ -13,10 +13,10 @@ from dougong_cpu._values import DTYPES
 from dougong_cpu.attention import write_struct
 from dougong_cpu.library import load
 
-__all__ = ["add_rms_norm", "gelu_tanh_mul", "qk_norm_rope_write", "rms_norm", "rope", "silu_mul"]
+__all__ = ["add_rms_norm", "argmax", "gelu_tanh_mul", "qk_norm_rope_write", "rms_norm", "rope", "silu_mul"]
 
 _library = load()
-_rms, _gated, _qkv = _library.rms, _library.gated, _library.qkv
+_rms, _gated, _qkv, _argmax = _library.rms, _library.gated, _library.qkv, _library.argmax
 _empty = torch.empty
 
 
@@ -81,6 +81,14 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up [..., 2I] -> gelu(first half, tanh form) * second half."""
     return _gate(gate_up, 1)
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """logits [R, V] -> [R] int64: the lowest id of the largest; NaN counts as the largest."""
+    rows, count, st = _rows(logits)
+    y = _empty((count,), dtype=torch.int64)
+    _argmax(rows.data_ptr(), st, y.data_ptr(), count, rows.shape[1], DTYPES[logits.dtype])
+    return y
 
 
 def rope(x: torch.Tensor, table: RopeTable, positions: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,27 @@ def test_add_rms_norm(isa: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 5, 64, 1000])
+def test_argmax(isa: str, dtype: torch.dtype, width: int) -> None:
+    """The lowest id among equals, whatever the width; a NaN wins, as in the reference."""
+    from dougong_cpu import ops
+
+    x = (normal(40, width + 3, dtype=dtype) * 2).round()[:, :width]  # rounded: many are equal
+    x[0] = -math.inf
+    x[1, width // 2] = math.inf
+    x[2, -1] = x[2].amax()
+    for row in (3, 4):
+        x[row, width // 3 :: 7] = math.nan
+    x[5] = math.nan
+    want = [
+        min(i for i, v in enumerate(row) if (v != v if any(u != u for u in row) else v == max(row)))
+        for row in x.tolist()
+    ]
+    assert ops.argmax(x).tolist() == want
+    assert ops.argmax(x[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", ["silu_mul", "gelu_tanh_mul"])
 def test_gated(isa: str, dtype: torch.dtype, op: str) -> None:
     from dougong_cpu import ops

@@ -32,7 +32,7 @@ def test_every_op_runs_on_the_native_kernels() -> None:
     opened = backend()
     table = opened.op_table(torch.bfloat16)  # type: ignore[attr-defined]
     native = {op for op, choice in table.choices.items() if choice.candidate.spec.provider == "cpu-native"}
-    assert native == {"rms_norm", "add_rms_norm", "silu_mul", "gelu_tanh_mul", "rope", "qk_norm_rope_write"}
+    assert native == {"rms_norm", "add_rms_norm", "silu_mul", "gelu_tanh_mul", "rope", "qk_norm_rope_write", "argmax"}
     assert opened.choose_attention(query()).target is CpuAttention  # type: ignore[attr-defined]
     asked = LinearQuery(in_features=64, out_features=64, dtype=torch.float32, format="int4")
     assert opened.choose_linear(asked).target is CpuLinear  # type: ignore[attr-defined]

@@ -29,6 +29,7 @@ FUNCTION_OPS: dict[str, Callable[..., Any]] = {
     "qk_norm_rope_write": reference.qk_norm_rope_write,
     "merge_lse": reference.merge_lse,
     "copy_blocks": copy_blocks,
+    "argmax": sampling.argmax,
     "sample": sampling.sample,
 }
 
@@ -48,5 +49,6 @@ class OpTable:
     qk_norm_rope_write: Callable[..., torch.Tensor] = reference.qk_norm_rope_write
     merge_lse: Callable[..., tuple[torch.Tensor, torch.Tensor]] = reference.merge_lse
     copy_blocks: Callable[..., None] = copy_blocks
+    argmax: Callable[[torch.Tensor], torch.Tensor] = sampling.argmax
     sample: Callable[..., torch.Tensor] = sampling.sample
     choices: dict[str, Choice] = field(default_factory=dict)

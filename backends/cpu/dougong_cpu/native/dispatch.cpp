@@ -108,6 +108,10 @@ DG_EXPORT void dg_gated(const void* x, int64_t x_st, void* y, int64_t y_st, int3
   table->ops->gated(x, x_st, y, y_st, rows, n, dtype, kind);
 }
 
+DG_EXPORT void dg_argmax(const void* x, int64_t x_st, int64_t* y, int32_t rows, int64_t n, int32_t dtype) {
+  table->ops->argmax(x, x_st, y, rows, n, dtype);
+}
+
 DG_EXPORT void dg_product(const DgLinear* fixed, const void* x, void* y, int32_t m, int64_t x_st, int32_t threads) {
   DgLinear a = *fixed;
   a.x = x, a.y = y, a.m = m, a.x_st = x_st, a.threads = threads;

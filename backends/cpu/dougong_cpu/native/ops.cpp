@@ -3,4 +3,4 @@
 #include "table.h"
 
 extern const DgOps DG_SYMBOL(dg_ops_);
-const DgOps DG_SYMBOL(dg_ops_) = {write_cache, rope, norm, gated};
+const DgOps DG_SYMBOL(dg_ops_) = {write_cache, rope, norm, gated, argmax};

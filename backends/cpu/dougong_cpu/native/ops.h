@@ -100,6 +100,59 @@ void gated(const void* x, int64_t x_st, void* y, int64_t y_st, int32_t rows, int
   }
 }
 
+// ---- arg max -------------------------------------------------------------------------------------------
+
+// The lowest index of the largest value; NaN counts as the largest. Two passes over a row that the first leaves in the
+// cache are faster than one that carries indices along.
+template <class T> inline __attribute__((noinline)) int64_t argmax_row(const T* x, int64_t n) {
+  constexpr int U = 4;
+  vf best[U];
+  vi nan = vi{};
+  for (int u = 0; u < U; u++) best[u] = set1(-INFINITY);
+  int64_t i = 0;
+  for (; i + U * W <= n; i += U * W)
+    for (int u = 0; u < U; u++) {
+      vf v = load(x + i + u * W);
+      nan |= v != v;
+      best[u] = v > best[u] ? v : best[u];
+    }
+  float top = -INFINITY;
+  bool broken = false;
+  for (int lane = 0; lane < W; lane++) {
+    broken |= nan[lane] != 0;
+    for (int u = 0; u < U; u++) top = best[u][lane] > top ? best[u][lane] : top;
+  }
+  for (; i < n; i++) {
+    const float v = scalar(x[i]);
+    broken |= v != v;
+    top = v > top ? v : top;
+  }
+  for (i = 0; i + W <= n; i += W) {
+    vf v = load(x + i);
+    vi hit = broken ? (vi)(v != v) : (vi)(v == set1(top));
+    int any = 0;
+    for (int lane = 0; lane < W; lane++) any |= hit[lane];
+    if (any)
+      for (int lane = 0; lane < W; lane++)
+        if (hit[lane]) return i + lane;
+  }
+  for (; i < n; i++) {
+    const float v = scalar(x[i]);
+    if (broken ? v != v : v == top) return i;
+  }
+  return 0;
+}
+template <class T> void argmax_rows(const T* x, int64_t x_st, int64_t* y, int64_t rows, int64_t n) {
+  for (int64_t row = 0; row < rows; row++) y[row] = argmax_row(x + row * x_st, n);
+}
+void argmax(const void* x, int64_t x_st, int64_t* y, int32_t rows, int64_t n, int32_t dtype) {
+  switch (dtype) {
+    case DG_F32: return argmax_rows((const float*)x, x_st, y, rows, n);
+    case DG_BF16: return argmax_rows((const bf16*)x, x_st, y, rows, n);
+    case DG_F16: return argmax_rows((const f16*)x, x_st, y, rows, n);
+  }
+}
+
 // ---- cache write --------------------------------------------------------------------------------------
 
 // Element strides of 1 take whole vectors; a scale divides, as the reference does.

@@ -7,6 +7,7 @@ struct DgOps {
   void (*rope)(const DgRope*);
   void (*norm)(const DgNorm*);
   void (*gated)(const void* x, int64_t x_st, void* y, int64_t y_st, int32_t rows, int32_t n, int32_t dtype, int32_t kind);
+  void (*argmax)(const void* x, int64_t x_st, int64_t* y, int32_t rows, int64_t n, int32_t dtype);
 };
 
 struct DgTable {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["gumbel_noise", "mask_top", "sample"]
+__all__ = ["argmax", "gumbel_noise", "mask_top", "sample"]
 
 _MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64, Steele et al. 2014
 
@@ -60,6 +60,11 @@ def mask_top(
         floor = logits.amax(-1, keepdim=True) + torch.log(min_p)[:, None]
         logits.masked_fill_((logits < floor) & (min_p > 0)[:, None], -torch.inf)
     return logits
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """The largest logit of each row, the lowest id among equals; NaN counts as the largest. logits [R, V] -> [R] int64."""
+    return logits.argmax(-1)
 
 
 def sample(
