@@ -21,7 +21,7 @@ from dougong.kv import KVCacheManager
 from dougong.models import get_tokenizer
 from dougong.plugins import Plugins, StepRecord, load_plugins
 from dougong.scheduling import Request, Scheduler, SchedulerConfig, StepPlan, TokenEvent
-from dougong.types import FinishReason, RequestOutput, SamplingParams
+from dougong.types import FinishReason, RequestOutput, RequestTimes, SamplingParams
 
 __all__ = ["Engine"]
 
@@ -82,7 +82,8 @@ class Engine:
         self.prompts = PromptReader(self.tokenizer, self.runner.model_config.vocab_size, self.max_model_len)
         self.eos_token_ids = frozenset(self.runner.model_config.eos_token_ids)
         self.stats = EngineStats()
-        self._observers = [observer for _, observer in self.plugins.records("dougong_observers")]
+        self.observers = [observer for _, observer in self.plugins.records("dougong_observers")]
+        """Told of each step, on this thread."""
         self._logprobs = LogprobReader(self.tokenizer)
         self._groups: dict[str, RequestGroup] = {}
         self._completions: dict[Request, Completion] = {}
@@ -175,6 +176,19 @@ class Engine:
                 self._close(completion, FinishReason.ABORT)
         self._touched.pop(group, None)
         return group.output
+
+    def stop(self, request_id: str, index: int, stop: str) -> None:
+        """End one completion at stop string ``stop``, which whoever makes the text elsewhere found. Over: no effect.
+
+        No later `step` returns the request on this account.
+        """
+        group = self._groups.get(request_id)
+        if group is None or group.completions[index].output.finished:
+            return
+        seen = group in self._touched
+        self._close(group.completions[index], FinishReason.STOP, stop)
+        if not seen:
+            self._touched.pop(group, None)
 
     @property
     def has_work(self) -> bool:
@@ -352,7 +366,7 @@ class Engine:
         stats.commit_s += commit_s
         stats.computed_tokens += plan.total_tokens
         stats.preemptions += plan.num_preempted
-        if not self._observers:
+        if not self.observers:
             return
         record = StepRecord(
             index=plan.index, num_rows=plan.num_rows, num_decode_rows=plan.num_decode_rows,
@@ -360,12 +374,17 @@ class Engine:
             preemptions=plan.num_preempted, kv_usage=self.kv.usage, started=flight.started,
             schedule_s=flight.schedule_s, launch_s=flight.launch_s, wait_s=wait_s, commit_s=commit_s,
         )  # fmt: skip
-        for observer in list(self._observers):
+        for observer in list(self.observers):
             try:
                 observer.on_step(record)
             except Exception:
                 log.exception("observer %r failed and is dropped", observer)
-                self._observers.remove(observer)
+                self.observers.remove(observer)
+
+    def times_of(self, request: Request) -> RequestTimes | None:
+        """When the user's request behind ``request`` arrived and gave its first token; None once it is over."""
+        completion = self._completions.get(request)
+        return None if completion is None else completion.group.times
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no request holds."""

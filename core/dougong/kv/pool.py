@@ -153,6 +153,10 @@ class BlockPool:
         """The block with this tag, held or free; None if there is none."""
         return self._by_tag.get(tag)
 
+    def cached_blocks(self) -> set[int]:
+        """Blocks with a tag. O(cached); for reports."""
+        return set(self._by_tag.values())
+
     def clear_tags(self) -> None:
         """Forget all cached contents. Held blocks stay held."""
         self._by_tag.clear()
