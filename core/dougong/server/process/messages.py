@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
+from dougong.config import EngineConfig
 from dougong.types import SamplingParams
 
 __all__ = [
     "Abort",
     "Add",
     "BlockMap",
+    "Close",
     "Command",
     "Commands",
+    "Configure",
     "EngineInfo",
     "EngineSnapshot",
     "Failed",
     "Finish",
     "FromEngine",
     "KernelInfo",
+    "MAX_LISTED",
     "Ready",
     "RequestState",
+    "ResetPrefixCache",
     "Snapshot",
     "StepCounters",
     "StepTimes",
     "Steps",
+    "ToEngine",
     "TokenScores",
     "Update",
     "Watch",
@@ -37,6 +45,13 @@ class _Message(msgspec.Struct, array_like=True, tag=True, gc=False):
 # -- to the engine --------------------------------------------------------------------------------------------
 
 
+class Configure(_Message):
+    """The first message: how to make the engine."""
+
+    config: EngineConfig
+    log_level: str = "WARNING"
+
+
 class Add(_Message):
     """A new request. Completion i of it is called ``handle + i`` from here on; handles are never used twice."""
 
@@ -48,6 +63,7 @@ class Add(_Message):
     cache_salt: str | None = None
     pooling: str | None = None
     """``last``, ``mean`` or ``cls``: give this vector of the prompt in place of tokens."""
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class Finish(_Message):
@@ -78,13 +94,20 @@ class ResetPrefixCache(_Message):
     """Forget every cached prefix that no request holds."""
 
 
-Command = Add | Finish | Abort | Watch | Snapshot | ResetPrefixCache
+class Close(_Message):
+    """End the process."""
+
+
+Command = Add | Finish | Abort | Watch | Snapshot | ResetPrefixCache | Close
 
 
 class Commands(_Message):
     """All that the API process has to say since its last message, in order."""
 
     items: list[Command]
+
+
+ToEngine = Configure | Commands
 
 
 # -- from the engine ------------------------------------------------------------------------------------------
@@ -139,13 +162,11 @@ class Failed(_Message):
 
 
 class TokenScores(_Message):
-    """Log-probabilities at one position (see `dougong.execution.TokenLogprobs`), with the token they belong to."""
+    """Log-probabilities at one position: the token's own first, then the likeliest ones, as a `Logprob` mapping."""
 
-    token_id: int
-    logprob: float
-    rank: int
-    top_ids: list[int]
-    top_logprobs: list[float]
+    ids: list[int]
+    logprobs: list[float]
+    ranks: list[int | None]
 
 
 class Update(_Message):
@@ -168,6 +189,7 @@ class Update(_Message):
     """Sent once, when complete."""
     vector: list[float] | None = None
     """Of a pooling request."""
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class StepCounters(_Message):

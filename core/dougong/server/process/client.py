@@ -1,0 +1,446 @@
+"""`EngineClient`: the engine as the API process knows it, through however many lives of its process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from dougong.config import EngineConfig
+from dougong.engine.logprobs import LogprobReader
+from dougong.engine.prompt import PromptReader
+from dougong.errors import ConfigError, DougongError, EngineError, InvalidRequestError
+from dougong.models import get_tokenizer
+from dougong.server.errors import EngineDownError
+from dougong.server.process.child import EngineChild
+from dougong.server.process.messages import (
+    Abort,
+    Add,
+    EngineInfo,
+    EngineSnapshot,
+    Failed,
+    Finish,
+    ResetPrefixCache,
+    Snapshot,
+    StepCounters,
+    Steps,
+    Watch,
+)
+from dougong.server.process.observer import RequestObserver, RequestStart
+from dougong.server.process.stream import RequestStream
+from dougong.server.process.text import TextWorker
+from dougong.types import FinishReason, RequestOutput, SamplingParams
+
+__all__ = ["EngineClient"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds before the first, second, … restart in a row. A life of `_STABLE_S` starts the row anew.
+_BACK_OFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+_STABLE_S = 60.0
+#: Seconds between two snapshots that are pushed.
+_WATCH_S = 0.2
+
+
+class EngineClient:
+    """Requests out, growing text in. One event loop owns it; `start` makes it, `close` ends it.
+
+    If the engine's process dies, its requests finish with an error that says how it died, and it is started again.
+    Requests that come meanwhile wait for it; if it cannot start, they fail with the cause until it can.
+    """
+
+    def __init__(self, config: EngineConfig, child: EngineChild, info: EngineInfo, tokenizer: Any, log_level: str):
+        self.config = config
+        self.info = info
+        self.tokenizer = tokenizer
+        self.texts = TextWorker(tokenizer)
+        self.prompts = PromptReader(tokenizer, info.vocab_size, info.max_model_len)
+        self.observers: list[RequestObserver] = []
+        self.counters: StepCounters | None = None
+        """Of the last step."""
+        self.restarts = 0
+        self._log_level = log_level
+        self._reader = LogprobReader(tokenizer)
+        self._child: EngineChild | None = child
+        self._down: EngineDownError | None = None
+        """Why there is no engine and none is being started just now."""
+        self._up = asyncio.Event()
+        self._up.set()
+        self._next_handle = 0
+        self._streams: dict[int, RequestStream] = {}  # by each completion's handle
+        self._by_id: dict[str, RequestStream] = {}
+        self._asking: list[asyncio.Future[EngineSnapshot]] = []
+        self._watchers: list[asyncio.Queue[EngineSnapshot]] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
+        self._task = asyncio.create_task(self._live(child), name="dougong-engine")
+
+    @classmethod
+    async def start(cls, config: EngineConfig, *, log_level: str = "WARNING") -> EngineClient:
+        """Start the engine's process and load the tokenizer beside it.
+
+        Raises:
+            DougongError: what stopped the engine's start, as it was raised there.
+        """
+        if config.skip_tokenizer_init:
+            raise ConfigError("skip_tokenizer_init=True: a server makes text. Leave it off.")
+        bare = replace(config, skip_tokenizer_init=True)
+        child, info = await EngineChild.start(bare, log_level)
+        try:
+            tokenizer = await asyncio.to_thread(
+                get_tokenizer,
+                config.tokenizer or info.model_path,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                vocab_size=info.vocab_size,
+            )
+        except BaseException:
+            await child.kill()
+            raise
+        return cls(bare, child, info, tokenizer, log_level)
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """An engine stands."""
+        return self._up.is_set() and not self._closing
+
+    @property
+    def num_completions(self) -> int:
+        """Completions that are not over, waiting ones included."""
+        return len(self._streams)
+
+    def check(self, prompt_token_ids: list[int], params: SamplingParams) -> SamplingParams:
+        """The options as the engine takes them: checked against the model, bad words as ids.
+
+        Raises:
+            InvalidRequestError: prompt or options can never be served.
+        """
+        self.prompts.read({"prompt_token_ids": prompt_token_ids})
+        capacity = self.info.capacity_tokens
+        if capacity is not None and len(prompt_token_ids) > capacity:
+            raise InvalidRequestError(
+                f"the prompt has {len(prompt_token_ids)} tokens; the whole KV cache holds {capacity}. Shorten it."
+            )
+        return self.prompts.resolve(params)
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        kv_transfer_params: Mapping[str, Any] | None = None,
+        trace: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Yield the request's output each time it has grown; it is the same object every time. Closing it aborts.
+
+        A completion that failed, with the engine or alone, ends with ``finish_reason`` ERROR and its ``error``; one that
+        is not over after ``timeout_s`` seconds ends with ABORT and an ``error`` that says so.
+
+        Raises:
+            InvalidRequestError: it can never be served, or the id is in use.
+            EngineDownError: there is no engine, and it could not be started.
+        """
+        resolved = self.check(prompt_token_ids, params)
+        add = Add(
+            0,
+            request_id,
+            prompt_token_ids,
+            # Text, and what is found in it, is made here.
+            replace(resolved, stop=(), detokenize=False),
+            priority,
+            cache_salt,
+            None,
+            None if kv_transfer_params is None else dict(kv_transfer_params),
+        )
+        start = RequestStart(request_id, len(prompt_token_ids), params, priority, trace)
+        async with aclosing(self._run(add, resolved, start, timeout_s)) as streams:
+            async for stream in streams:
+                yield stream.output
+
+    async def embed(
+        self,
+        prompt_token_ids: list[int],
+        *,
+        pooling: str = "last",
+        normalize: bool = True,
+        request_id: str,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> list[float]:
+        """The prompt's vector.
+
+        Args:
+            pooling: ``last``, ``mean`` or ``cls`` (the first token) of the final hidden states.
+            normalize: to length 1.
+
+        Raises:
+            InvalidRequestError, EngineDownError: as `generate`.
+            EngineError: the step failed, or the engine died meanwhile.
+        """
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        self.check(prompt_token_ids, params)
+        add = Add(0, request_id, prompt_token_ids, params, priority, None, pooling)
+        start = RequestStart(request_id, len(prompt_token_ids), params, priority)
+        vector: list[float] | None = None
+        error: str | None = None
+        async with aclosing(self._run(add, params, start, timeout_s)) as streams:
+            async for stream in streams:
+                vector, error = stream.vector, stream.output.outputs[0].error
+        if vector is None:
+            raise EngineError(error or "the engine gave no vector")
+        if not normalize:
+            return vector
+        length = math.sqrt(math.fsum(value * value for value in vector)) or 1.0
+        return [value / length for value in vector]
+
+    async def _run(
+        self, add: Add, params: SamplingParams, start: RequestStart, timeout_s: float | None
+    ) -> AsyncIterator[RequestStream]:
+        """Send a request and yield its stream whenever it changed, until it is over."""
+        child = await self._ready()
+        if add.request_id in self._by_id:
+            raise InvalidRequestError(f"request id {add.request_id!r} is in use: give each running request its own.")
+        add.handle = self._next_handle
+        self._next_handle += params.n
+        stream = RequestStream(add.handle, add.request_id, add.prompt_token_ids, params, self.tokenizer)
+        self._by_id[add.request_id] = stream
+        for index in range(params.n):
+            self._streams[add.handle + index] = stream
+        self._idle.clear()
+        child.say(add)
+        self._tell("started", start)
+        timer: asyncio.TimerHandle | None = None
+        if timeout_s is not None:
+            error = f"the request's time limit of {timeout_s:g} s is over"
+            timer = asyncio.get_running_loop().call_later(timeout_s, self._abort, stream, error)
+        try:
+            finished = False
+            while not finished:
+                await stream.changed.wait()
+                stream.changed.clear()
+                if stream.refusal is not None:
+                    kind, text = stream.refusal
+                    raise InvalidRequestError(text) if kind == "InvalidRequestError" else EngineError(text)
+                finished = stream.output.finished
+                yield stream
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if not stream.output.finished:
+                self._abort(stream)
+
+    async def _ready(self) -> EngineChild:
+        """The engine's process, once it stands."""
+        while True:
+            if self._closing:
+                raise EngineDownError("the server is shutting down.")
+            if self._down is not None:
+                raise self._down
+            if self._up.is_set() and self._child is not None:
+                return self._child
+            await self._up.wait()
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its iterator gets the aborted output. Unknown ids, and those that are over, are ignored."""
+        stream = self._by_id.get(request_id)
+        if stream is not None:
+            self._abort(stream)
+
+    def _abort(self, stream: RequestStream, error: str | None = None) -> None:
+        if self._child is not None and self._up.is_set():
+            self._child.say(Abort(stream.handle))
+        stream.end_all(FinishReason.ABORT, error)
+        self._forget(stream)
+
+    def _forget(self, stream: RequestStream) -> None:
+        """A request is over: the one place where that is noted."""
+        if self._by_id.pop(stream.output.request_id, None) is None:
+            return
+        for index in range(len(stream.transcripts)):
+            self._streams.pop(stream.handle + index, None)
+        if not self._by_id:
+            self._idle.set()
+        self._tell("finished", stream.output)
+
+    # -- what the engine says ----------------------------------------------------------------------------
+
+    def _deliver(self, steps: Steps, child: EngineChild) -> None:
+        streams, now = self._streams, time.monotonic()
+        for handle, token in zip(steps.handles, steps.tokens):
+            stream = streams.get(handle)
+            if stream is None:  # aborted meanwhile
+                continue
+            stream.output.times.last_token = now
+            stop = stream.token(handle - stream.handle, token)
+            if stop is not None:
+                self._stopped(stream, handle, stop, child)
+        for update in steps.updates:
+            stream = streams.get(update.handle)
+            if stream is None:
+                continue
+            times = stream.output.times
+            fresh = times.first_token is None
+            if update.token_ids:
+                times.last_token = now
+            stop = stream.update(update.handle - stream.handle, update, self._reader, now)
+            if fresh and times.first_token is not None:
+                self._tell("first_token", stream.output)
+            if stop is not None:
+                self._stopped(stream, update.handle, stop, child)
+            elif update.finish is not None:
+                streams.pop(update.handle, None)
+                if stream.output.finished:
+                    self._forget(stream)
+        if steps.counters is not None:
+            self.counters = steps.counters
+            self._tell("step", steps.counters)
+        if steps.snapshot is not None:
+            self._show(steps.snapshot)
+
+    def _stopped(self, stream: RequestStream, handle: int, stop: str, child: EngineChild) -> None:
+        child.say(Finish(handle, stop))
+        self._streams.pop(handle, None)
+        if stream.output.finished:
+            self._forget(stream)
+
+    def _tell(self, what: str, about: Any) -> None:
+        for observer in list(self.observers):
+            try:
+                getattr(observer, what)(about)
+            except Exception:
+                log.exception("observer %r failed and is dropped", observer)
+                self.observers.remove(observer)
+
+    # -- looking in --------------------------------------------------------------------------------------
+
+    async def stats(self) -> EngineSnapshot:
+        """The engine as it stands.
+
+        Raises:
+            EngineDownError: there is no engine.
+        """
+        child = await self._ready()
+        future: asyncio.Future[EngineSnapshot] = asyncio.get_running_loop().create_future()
+        self._asking.append(future)
+        child.say(Snapshot())
+        return await future
+
+    async def subscribe(self) -> AsyncIterator[EngineSnapshot]:
+        """Snapshots as the engine goes, at most five a second; a slow reader misses some."""
+        queue: asyncio.Queue[EngineSnapshot] = asyncio.Queue(1)
+        self._watchers.append(queue)
+        self._watch()
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.remove(queue)
+            self._watch()
+
+    def _watch(self) -> None:
+        if self._child is not None and self._up.is_set():
+            self._child.say(Watch(_WATCH_S if self._watchers else 0.0))
+
+    def _show(self, snapshot: EngineSnapshot) -> None:
+        asking, self._asking = self._asking, []
+        for future in asking:
+            if not future.done():
+                future.set_result(snapshot)
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(snapshot)
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no request holds."""
+        (await self._ready()).say(ResetPrefixCache())
+
+    # -- life and death ----------------------------------------------------------------------------------
+
+    async def _live(self, child: EngineChild) -> None:
+        """Read what the engine says; when it dies, say so to its requests and start another, as long as we live."""
+        failures = 0
+        while True:
+            born = time.monotonic()
+            cause = await self._listen(child)
+            self._died(cause)
+            await child.kill()
+            if self._closing:
+                return
+            log.error("the engine's process ended: %s; it is started again", cause)
+            self._tell("engine_died", cause)
+            failures = 0 if time.monotonic() - born > _STABLE_S else failures
+            found: EngineChild | None = None
+            while found is None:
+                await asyncio.sleep(_BACK_OFF[min(failures, len(_BACK_OFF) - 1)])
+                failures += 1
+                self._down = None  # who comes now waits for this start
+                try:
+                    found, self.info = await EngineChild.start(self.config, self._log_level)
+                except (DougongError, OSError) as error:
+                    log.error("the engine cannot be started again: %s", error)
+                    self._down = EngineDownError(f"the engine died ({cause}) and cannot be started again: {error}")
+                    self._up.set()  # whoever waits learns of it
+                    self._up.clear()
+            child = self._child = found
+            self.restarts += 1
+            self._up.set()
+            self._watch()
+
+    async def _listen(self, child: EngineChild) -> str:
+        """Deliver what ``child`` says; returns how it ended."""
+        failed: Failed | None = None
+        while True:
+            message = await child.steps()
+            if message is None:
+                how = await child.wait()
+                return how if failed is None else f"{failed.error}: {failed.message}"
+            if isinstance(message, Failed):
+                failed = message
+                continue
+            try:
+                self._deliver(message, child)
+            except Exception:  # one bad message must not deafen us to the rest
+                log.exception("a message of the engine could not be delivered")
+            await asyncio.sleep(0)  # messages that lie ready must not keep the readers from running
+
+    def _died(self, cause: str) -> None:
+        self._up.clear()
+        self._child = None
+        text = f"EngineError: the engine's process ended ({cause})"
+        for stream in list(self._by_id.values()):
+            stream.end_all(FinishReason.ERROR, text)
+            self._forget(stream)
+        for future in self._asking:
+            if not future.done():
+                future.set_exception(EngineDownError(text))
+        self._asking = []
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Take no more requests, give those that run ``drain_s`` seconds to finish, and end the process."""
+        self._closing = True
+        if drain_s > 0 and not self._idle.is_set():
+            try:
+                await asyncio.wait_for(self._idle.wait(), drain_s)
+            except asyncio.TimeoutError:
+                log.warning("%d requests were not over after %.0f s and are ended", len(self._by_id), drain_s)
+        for stream in list(self._by_id.values()):
+            self._abort(stream)
+        if self._child is not None:
+            await self._child.close()
+        else:
+            self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.texts.close()
