@@ -13,6 +13,7 @@ __all__ = ["EngineConfig"]
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "int8", "fp8", "fp8_e4m3", "fp8_e5m2")
 _POLICIES = ("fcfs", "priority")
+_KV_ROLES = ("producer", "consumer", "both")
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -76,6 +77,12 @@ class EngineConfig:
     """Take only this provider's attention kernel (see ``dougong doctor``)."""
     kernel_providers: Mapping[str, str] = field(default_factory=dict)
     """The same for other ops, by op name."""
+    kv_connector: str | None = None
+    """Give KV to other engines, or take it from them: ``shared_memory``, or the name of a plugin's connector."""
+    kv_role: str | None = None
+    """``producer`` (prefill), ``consumer`` (decode) or ``both``; goes with ``kv_connector``."""
+    kv_connector_options: Mapping[str, Any] = field(default_factory=dict)
+    """The connector's own options; see the handbook's page on KV transfer."""
     disable_log_stats: bool = False
 
     def __post_init__(self) -> None:
@@ -115,8 +122,34 @@ class EngineConfig:
                 f"max_num_batched_tokens={tokens} is less than max_num_seqs={self.max_num_seqs}: each running request "
                 "needs a token per step. Raise the first or lower the second."
             )
+        self._check_connector()
         if self.graph_sizes is not None and (not self.graph_sizes or min(self.graph_sizes) < 1):
             raise _refuse("graph_sizes", self.graph_sizes, "None or batch sizes >= 1")
+
+    def _check_connector(self) -> None:
+        if (self.kv_connector is None) != (self.kv_role is None):
+            raise ConfigError(
+                f"kv_connector={self.kv_connector!r} with kv_role={self.kv_role!r}: give both or neither. Roles are "
+                f"{', '.join(_KV_ROLES)}."
+            )
+        if self.kv_connector is None:
+            if self.kv_connector_options:
+                raise ConfigError("kv_connector_options without kv_connector: name the connector, or leave them out.")
+            return
+        if self.kv_role not in _KV_ROLES:
+            raise _refuse("kv_role", self.kv_role, "one of " + ", ".join(_KV_ROLES))
+        if not isinstance(self.kv_connector_options, Mapping):
+            raise _refuse("kv_connector_options", self.kv_connector_options, "a mapping of option names to values")
+        if self.kv_role != "producer" and not self.enable_prefix_caching:
+            raise ConfigError(
+                f"kv_role={self.kv_role!r} with enable_prefix_caching=False: KV from other engines enters through the "
+                "prefix cache. Turn it on."
+            )
+        if self.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"kv_connector={self.kv_connector!r} with tensor_parallel_size={self.tensor_parallel_size}: ranks hold "
+                "parts of the KV and cannot transfer them yet. Use tensor_parallel_size=1."
+            )
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from dougong.config import EngineConfig
 from dougong.engine.completion import Completion, RequestGroup
+from dougong.engine.kv_transfer import open_transfer
 from dougong.engine.logprobs import LogprobReader
 from dougong.engine.prompt import Prompt, PromptReader
 from dougong.engine.stats import EngineStats
@@ -26,6 +27,9 @@ from dougong.types import FinishReason, RequestOutput, RequestTimes, SamplingPar
 __all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
+
+_POLL_S = 0.001
+"""Pause of a step that has nothing to do but wait for another engine's KV."""
 
 
 class _Flight:
@@ -67,6 +71,7 @@ class Engine:
             enable_prefix_caching=config.enable_prefix_caching,
             model_id=str(self.runner.model_path),
         )
+        self.transfer = open_transfer(config, self.runner, self.kv, self.plugins)
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_num_seqs=self.runner.max_num_seqs,
@@ -77,6 +82,7 @@ class Engine:
                 long_prefill_threshold=config.long_prefill_token_threshold,
             ),
             self.kv,
+            gate=None if self.transfer is None else self.transfer.admit,
         )
         self.tokenizer = None if config.skip_tokenizer_init else self._load_tokenizer()
         self.prompts = PromptReader(self.tokenizer, self.runner.model_config.vocab_size, self.max_model_len)
@@ -154,6 +160,9 @@ class Engine:
                 del self._completions[completion.request]
             raise
         self._groups[request_id] = group
+        if self.transfer is not None:
+            for completion in group.completions:
+                self.transfer.expect(completion.request, read.kv_transfer_params)
         return group.output
 
     @staticmethod
@@ -193,7 +202,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do something."""
-        return bool(self._flights) or self.scheduler.has_work
+        return bool(self._flights) or self.scheduler.has_work or (self.transfer is not None and self.transfer.has_work)
 
     # -- the step ----------------------------------------------------------------------------------------
 
@@ -206,6 +215,9 @@ class Engine:
         plan = self.scheduler.schedule()
         if plan is not None:
             self._flights.append(self._launch(plan, started))
+        elif self.transfer is not None and self.transfer.num_waiting:
+            if not self._flights:
+                sleep(_POLL_S)
         elif not self._flights and self.scheduler.has_work:
             raise EngineError(
                 f"{self.scheduler.num_waiting} requests wait, {self.scheduler.num_running} run, and none can be "
@@ -218,6 +230,8 @@ class Engine:
             self._land(self._flights.popleft())
             if not failed:
                 break
+        if self.transfer is not None and not self._flights:
+            self.transfer.flush()
         touched = [group.output for group in self._touched]
         self._touched.clear()
         return touched
@@ -252,6 +266,9 @@ class Engine:
         if result.prompt_logprobs:
             for row, entries in result.prompt_logprobs.items():
                 self._add_prompt_logprobs(plan.requests[row], entries)
+        if self.transfer is not None:
+            self.transfer.flush()  # what began behind the step before: its copies have run by now
+            self.transfer.computed(plan)
         self._publish(plan, result, self.scheduler.commit(plan, result.tokens))
         self._observe(flight, waited - begun, perf_counter() - waited)
 
@@ -349,6 +366,8 @@ class Engine:
         output = group.output
         output.num_cached_tokens = max(output.num_cached_tokens, completion.request.num_cached_tokens)
         del self._completions[completion.request]
+        if self.transfer is not None:
+            output.kv_transfer_params = self.transfer.finished(completion.request) or output.kv_transfer_params
         group.finished_one()
         if output.finished:
             del self._groups[output.request_id]
@@ -387,8 +406,10 @@ class Engine:
         return None if completion is None else completion.group.times
 
     def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix that no request holds."""
+        """Forget every cached prefix that no request holds, and what was given to other engines or came from them."""
         self.kv.reset_prefix_cache()
+        if self.transfer is not None:
+            self.transfer.reset()
 
     def close(self) -> None:
         """Abort what runs and free the device. May be called again."""
@@ -399,4 +420,6 @@ class Engine:
             self.abort(request_id)
         while self._flights:
             self._land(self._flights.popleft())
+        if self.transfer is not None:
+            self.transfer.close()
         self.runner.close()

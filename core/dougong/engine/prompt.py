@@ -13,11 +13,13 @@ __all__ = ["Prompt", "PromptReader", "TokensPrompt"]
 
 
 class TokensPrompt(TypedDict, total=False):
-    """A prompt as a mapping: ``prompt_token_ids``, or ``prompt`` (text), and what changes its KV."""
+    """A prompt as a mapping: ``prompt_token_ids``, or ``prompt`` (text), what changes its KV, and where it comes from:
+    ``kv_transfer_params`` promise that ``num_tokens`` positions are there, or will be within ``wait_s`` seconds."""
 
     prompt: str
     prompt_token_ids: list[int]
     cache_salt: str
+    kv_transfer_params: dict[str, Any]
 
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -30,6 +32,7 @@ class ReadPrompt:
     text: str | None
     token_ids: list[int]
     cache_salt: str | None = None
+    kv_transfer_params: Mapping[str, Any] | None = None
 
 
 class PromptReader:
@@ -69,17 +72,18 @@ class PromptReader:
                 f"the prompt has {len(ids)} tokens; the context holds {self.max_model_len}, one of them for the "
                 "answer. Shorten the prompt, or raise max_model_len as far as the model and the KV cache allow."
             )
-        return ReadPrompt(text, ids, salt)
+        params = _transfer_params(prompt)
+        return ReadPrompt(text, ids, salt, params)
 
     def _split(self, prompt: Prompt) -> tuple[str | None, list[int] | None, str | None]:
         if isinstance(prompt, str):
             return prompt, None, None
         if isinstance(prompt, Mapping):
-            unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"}
+            unknown = set(prompt) - {"prompt", "prompt_token_ids", "cache_salt", "kv_transfer_params"}
             if unknown or not ({"prompt", "prompt_token_ids"} & set(prompt)):
                 raise InvalidRequestError(
                     f"a prompt mapping has the keys {sorted(prompt)}; allowed are 'prompt' or 'prompt_token_ids', "
-                    "and 'cache_salt'."
+                    "'cache_salt' and 'kv_transfer_params'."
                 )
             ids = prompt.get("prompt_token_ids")
             return prompt.get("prompt"), None if ids is None else list(ids), prompt.get("cache_salt")
@@ -134,3 +138,23 @@ class PromptReader:
                 if ids and ids not in found:
                     found.append(ids)
         return tuple(found)
+
+
+def _transfer_params(prompt: Prompt) -> Mapping[str, Any] | None:
+    """What the prompt says of KV that was computed elsewhere; keys that a connector added are let pass.
+
+    Raises:
+        InvalidRequestError: it is no mapping, or a number in it cannot be.
+    """
+    params = prompt.get("kv_transfer_params") if isinstance(prompt, Mapping) else None
+    if params is None:
+        return None
+    if isinstance(params, Mapping):
+        tokens, wait = params.get("num_tokens", 0), params.get("wait_s", 0.0)
+        whole = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
+        if whole and isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 <= wait < 3600:
+            return params
+    raise InvalidRequestError(
+        f"kv_transfer_params={params!r}: allowed is a mapping with 'num_tokens' (an integer >= 0) and 'wait_s' "
+        "(seconds, 0 to 3600), as the output of the engine that computed the KV has it."
+    )

@@ -13,6 +13,7 @@ from dougong.config import EngineConfig
 from dougong.errors import NumericalError
 from dougong.execution.delta import DeltaReader, StepDelta
 from dougong.execution.graphs import GraphKey
+from dougong.execution.kv_blocks import KVBlocks
 from dougong.execution.logprobs import PromptLogprobs, unpack
 from dougong.execution.parallel import WARM_UP, open_ranks
 from dougong.execution.parts import RunnerParts, assemble
@@ -68,6 +69,7 @@ class ModelRunner:
         self.max_num_batched_tokens = parts.max_num_batched_tokens
         self.max_num_seqs = config.max_num_seqs
         self.choices: dict[str, Choice] = parts.choices
+        self.kv_blocks = KVBlocks(parts.groups, parts.context, parts.transfer)
         self._reader = DeltaReader(config.max_num_seqs, len(self.groups), config.seed)
         self._closed = False
         if self._ranks.served:

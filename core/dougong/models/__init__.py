@@ -4,6 +4,7 @@ from dougong.models.base import CausalLM
 from dougong.models.build import Builder
 from dougong.models.config import LayerConfig, ModelConfig, RopeConfig
 from dougong.models.context import StepContext
+from dougong.models.identity import model_digest
 from dougong.models.loading.load import LoadedModel, load_model, read_config
 from dougong.models.loading.source import ModelFiles, resolve_model
 from dougong.models.quantization import WeightFormat
@@ -24,6 +25,7 @@ __all__ = [
     "WeightSpec",
     "get_tokenizer",
     "load_model",
+    "model_digest",
     "read_config",
     "resolve_model",
 ]

@@ -5,6 +5,15 @@ A plugin is an entry point in group ``dougong``. Its module is import-light: it 
 """
 
 from dougong.plugins.hookspecs import hookimpl, hookspec
+from dougong.plugins.kv_connector import (
+    KVBlockName,
+    KVConnector,
+    KVContext,
+    KVFormat,
+    KVGroupFormat,
+    KVRole,
+    KVTransferError,
+)
 from dougong.plugins.loading import LoadedPlugin, PluginFilter, Plugins, load_plugins
 from dougong.plugins.observer import StepObserver, StepRecord
 from dougong.plugins.records import (
@@ -24,7 +33,14 @@ __all__ = [
     "ABI",
     "Abi",
     "BackendSpec",
+    "KVBlockName",
+    "KVConnector",
     "KVConnectorSpec",
+    "KVContext",
+    "KVFormat",
+    "KVGroupFormat",
+    "KVRole",
+    "KVTransferError",
     "KernelSpec",
     "LoadedPlugin",
     "ModelSpec",

@@ -164,7 +164,8 @@ class SchedulerSpec(_Targeted):
 
 @dataclass(frozen=True, kw_only=True)
 class KVConnectorSpec(_Targeted):
-    """A way for KV blocks to leave or enter an engine: ``target`` names its class."""
+    """A way for KV blocks to leave or enter an engine: ``name`` as given to ``kv_connector=``, ``target`` a
+    ``dougong.plugins.KVConnector`` subclass, ``options`` its defaults."""
 
     name: str
     abi: Abi

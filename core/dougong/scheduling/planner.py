@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dougong.kv import BlockCopy, KVCacheManager, PrefixHit
 from dougong.kv.prefix import NO_HIT
 from dougong.scheduling.config import SchedulerConfig
@@ -27,6 +29,7 @@ class Planner:
         "_config",
         "_copies",
         "_counts",
+        "_gate",
         "_kv",
         "_roster",
         "_rows",
@@ -39,10 +42,17 @@ class Planner:
         "num_preempted",
     )
 
-    def __init__(self, roster: Roster, kv: KVCacheManager, config: SchedulerConfig) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        kv: KVCacheManager,
+        config: SchedulerConfig,
+        gate: Callable[[Request], bool] | None = None,
+    ) -> None:
         self._roster = roster
         self._kv = kv
         self._config = config
+        self._gate = gate
         self._chunk_cap = config.long_prefill_threshold or config.max_num_batched_tokens
         self._watermarks = [int(config.watermark * g.pool.num_usable) for g in kv.groups]
         self._blocked: tuple[Request, int] | None = None
@@ -213,9 +223,9 @@ class Planner:
     def _add_admissions(self, num_decodes: int) -> None:
         """Admit waiting requests, best rank first, while seats, budget and blocks last.
 
-        Only those that wait for their own token in flight, or for a sibling that is computing their prompt,
-        are passed over. The first that finds too few blocks stops the line: nobody of a worse rank may take
-        the blocks that it waits for.
+        Only those that wait for their own token in flight, for a sibling that is computing their prompt, or at
+        the gate (for KV from elsewhere) are passed over. The first that finds too few blocks stops the line:
+        nobody of a worse rank may take the blocks that it waits for.
         """
         roster, config = self._roster, self._config
         budget = config.max_num_batched_tokens - num_decodes - sum(self._counts)
@@ -231,6 +241,9 @@ class Planner:
                 if blocked is request and self._kv.num_free_blocks <= free:
                     self._blocked = (request, self._kv.num_free_blocks)
                     return
+            if self._gate is not None and not self._gate(request):
+                at += 1
+                continue
             hit = self._find_hit(request)
             if hit is None:
                 at += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 
 from dougong.errors import EngineError, InvalidRequestError
@@ -34,14 +34,24 @@ class Scheduler:
 
     Nothing here depends on what is sampled except when a request ends, so greedy output is the same whatever
     the chunk size, the prefix cache, overlap or preemption.
+
+    ``gate(request)`` is asked right before a request is admitted: it may fill the prefix cache for it, or answer
+    False to have it passed over in this step.
     """
 
-    def __init__(self, config: SchedulerConfig, kv: KVCacheManager, *, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        kv: KVCacheManager,
+        *,
+        policy: Policy | None = None,
+        gate: Callable[[Request], bool] | None = None,
+    ) -> None:
         self.config = config
         self.kv = kv
         self._policy = POLICIES[config.policy] if policy is None else policy
         self._roster = Roster(kv, config.max_num_seqs)
-        self._planner = Planner(self._roster, kv, config)
+        self._planner = Planner(self._roster, kv, config, gate)
         self._arrivals = 0
         self._scheduled_tokens = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from dougong.types.finish import FinishReason
 
@@ -61,3 +62,5 @@ class RequestOutput:
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
     times: RequestTimes = field(default_factory=RequestTimes)
+    kv_transfer_params: dict[str, Any] | None = None
+    """Of an engine that gives its KV away: what to put into the prompt for the engine that takes it."""
