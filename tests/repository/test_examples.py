@@ -1,4 +1,4 @@
-"""Examples that the documents show are run.
+"""Examples that the documents show are run, notebooks included.
 
 A code block is run when the line before it says so: ``<!-- run -->`` in `make test`, ``<!-- run: prove -->``
 in `make prove`, for those that load the packaged model. Python and bash blocks can be run; a block must end
@@ -7,6 +7,7 @@ with exit status 0 and write nothing outside the folder it is given. Files in do
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -76,6 +77,16 @@ SCRIPTS = sorted((ROOT / "docs" / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_example_script(script: Path, tmp_path: Path) -> None:
+    run([sys.executable, str(script)], tmp_path)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs" / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_example_notebook(notebook: Path, tmp_path: Path) -> None:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "a notebook is kept without its outputs"
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    script = tmp_path / "notebook.py"
+    script.write_text(code, encoding="utf-8")
     run([sys.executable, str(script)], tmp_path)
 
 
