@@ -85,7 +85,7 @@ class RequestLog:
         prompts: log prompt token ids and the answer's text too. For debugging: they may be anybody's secrets.
     """
 
-    def __init__(self, *, prompts: bool = False) -> None:
+    def __init__(self, prompts: bool = False) -> None:
         self._prompts = prompts
 
     def started(self, request: RequestStart) -> None:
