@@ -24,6 +24,7 @@ __all__ = ["KVTransfer", "KVTransferStats", "open_transfer"]
 
 log = logging.getLogger(__name__)
 
+_DIGEST_SIZE = 16
 _WAIT_S = 5.0
 """How long a promised block is waited for when the request does not say."""
 
@@ -42,7 +43,9 @@ class KVTransferStats:
 class _Progress:
     """One request's names, and how far it is."""
 
-    chain: list[bytes]
+    chain: list[bytes] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    """Of full transfer blocks: the chain's links, at the length that connectors know."""
     stored: int = 0
     """Transfer blocks looked at for storing."""
     promised: int = 0
@@ -115,7 +118,7 @@ class KVTransfer:
     def _of(self, request: Request) -> _Progress:
         progress = self._progress.get(request)
         if progress is None:
-            progress = self._progress[request] = _Progress([])
+            progress = self._progress[request] = _Progress()
         return progress
 
     def _names(self, request: Request, count: int) -> list[bytes] | None:
@@ -127,12 +130,14 @@ class KVTransfer:
         if self._hasher is None or self._hasher.block_size != size or self._key != key:
             self._hasher, self._key = BlockHasher(size, key, self._identity), key
             for other in self._progress.values():
-                other.chain, other.stored = [], 0
+                other.chain, other.names, other.stored = [], [], 0
         progress = self._of(request)
         if not progress.chain:
             progress.chain = [self._hasher.root(request.adapter, request.cache_salt)]
         self._hasher.extend(progress.chain, request, min(count, request.num_tokens // size))
-        return progress.chain[1 : count + 1]
+        for link in progress.chain[len(progress.names) + 1 :]:
+            progress.names.append(blake2b(link, digest_size=_DIGEST_SIZE).digest())
+        return progress.names[:count]
 
     # -- storing ----------------------------------------------------------------------------------------------
 

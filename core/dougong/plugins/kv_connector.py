@@ -38,7 +38,8 @@ class KVTransferError(Exception):
 
 
 class KVBlockName(NamedTuple):
-    """A block of one KV group. ``digest`` [16 bytes] is the hash chain's link: equal ones mean equal KV."""
+    """A block of one KV group. ``digest``, 16 bytes, names its tokens and all that comes before them, the model and the
+    tenant: equal ones mean equal KV."""
 
     group: int
     digest: bytes
