@@ -11,22 +11,27 @@ from typing import Any
 
 import pytest
 from execution_harness import drive, make_runner, prompts, request
+from fake_grammar import FakeGrammar
 
 from dougong.config import EngineConfig
 from dougong.errors import ConfigError
 from dougong.execution.parallel import open_ranks
-from dougong.types import SamplingParams
+from dougong.scheduling import Request
+from dougong.types import SamplingParams, StructuredOutput
 
 OPTIONS: dict[str, Any] = {"max_num_batched_tokens": 9, "num_kv_blocks": 24}
 
 
 def _requests() -> list[Any]:
-    given = prompts(5)
+    given = prompts(6)
     kinds: list[dict[str, Any]] = [
         {}, {"temperature": 0.8, "seed": 5}, {"frequency_penalty": 1.0, "repetition_penalty": 1.2},
         {"logprobs": 2, "temperature": 1.0}, {"prompt_logprobs": 1},
     ]  # fmt: skip
-    return [request(f"r{i}", prompt, max_tokens=10, **kind) for i, (prompt, kind) in enumerate(zip(given, kinds))]
+    free = [request(f"r{i}", prompt, max_tokens=10, **kind) for i, (prompt, kind) in enumerate(zip(given, kinds))]
+    structured = StructuredOutput(regex="x")  # the grammar is a fake: only rank 0 has it, and sends its masks
+    params = SamplingParams(max_tokens=10, temperature=0.9, seed=2, structured=structured)
+    return [*free, Request("guided", given[5], params, grammar=FakeGrammar())]
 
 
 def _rank(rank: int, port: int, folder: str, here: str, answers: Any) -> None:

@@ -65,6 +65,9 @@ class AsyncEngine:
             EngineError: the engine stopped.
         """
         stream = _Stream(asyncio.get_running_loop(), asyncio.Queue())
+        if sampling_params is not None and sampling_params.structured is not None:
+            # Away from the engine's thread, whose steps must not wait for it; `Engine.add` finds it done.
+            await self.engine.grammars.ready(sampling_params.structured)
 
         def add() -> None:
             try:

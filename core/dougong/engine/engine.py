@@ -12,6 +12,7 @@ from typing import Any
 
 from dougong.config import EngineConfig
 from dougong.engine.completion import Completion, RequestGroup
+from dougong.engine.grammars import GrammarCompiler
 from dougong.engine.kv_transfer import open_transfer
 from dougong.engine.logprobs import LogprobReader
 from dougong.engine.prompt import Prompt, PromptReader
@@ -90,6 +91,9 @@ class Engine:
         self.stats = EngineStats()
         self.observers = [observer for _, observer in self.plugins.records("dougong_observers")]
         """Told of each step, on this thread."""
+        self.grammars = GrammarCompiler(
+            lambda: self.tokenizer or self._load_tokenizer(), self.runner.model_config.vocab_size, self.eos_token_ids
+        )
         self._logprobs = LogprobReader(self.tokenizer)
         self._groups: dict[str, RequestGroup] = {}
         self._completions: dict[Request, Completion] = {}
@@ -138,6 +142,7 @@ class Engine:
             raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
         read = self.prompts.read(prompt)
         sampling = self.prompts.resolve(SamplingParams() if sampling is None else sampling)
+        grammar = None if sampling.structured is None else self.grammars.compile(sampling.structured)
         group = RequestGroup(request_id, read.text, read.token_ids, sampling)
         self._arrivals += 1
         first: Request | None = None
@@ -149,6 +154,7 @@ class Engine:
                     request = first = Request(
                         name, read.token_ids, own, eos_token_ids=self.eos_token_ids, priority=priority,
                         arrival=self._arrivals if arrival is None else arrival, cache_salt=read.cache_salt,
+                        grammar=grammar,
                     )  # fmt: skip
                 else:
                     request = first.sibling(name, own)
@@ -270,6 +276,10 @@ class Engine:
             self.transfer.flush()  # what began behind the step before: its copies have run by now
             self.transfer.computed(plan)
         self._publish(plan, result, self.scheduler.commit(plan, result.tokens))
+        for row in result.complete:
+            completion = self._completions.get(plan.requests[row])
+            if completion is not None:
+                self._close(completion, FinishReason.STOP)
         self._observe(flight, waited - begun, perf_counter() - waited)
 
     def _result(self, flight: _Flight) -> StepResult:
@@ -422,4 +432,5 @@ class Engine:
             self._land(self._flights.popleft())
         if self.transfer is not None:
             self.transfer.close()
+        self.grammars.close()
         self.runner.close()

@@ -34,12 +34,14 @@ class StepResult:
                      each computed position comes once, whatever the chunks and preemptions, and the prompt's first
                      token never
     errors           rows without a token: their request ends, the others go on
+    complete         rows whose grammar allows nothing after this token: their request ends with it
     """
 
     tokens: list[int | None]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[tuple[int, TokenLogprobs]]] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
+    complete: list[int] = field(default_factory=list)
 
 
 class PendingStep:

@@ -13,6 +13,7 @@ from dougong.config import EngineConfig
 from dougong.errors import NumericalError
 from dougong.execution.delta import DeltaReader, StepDelta
 from dougong.execution.graphs import GraphKey
+from dougong.execution.guides import Guides, StepGuides
 from dougong.execution.kv_blocks import KVBlocks
 from dougong.execution.logprobs import PromptLogprobs, unpack
 from dougong.execution.parallel import WARM_UP, open_ranks
@@ -71,6 +72,7 @@ class ModelRunner:
         self.choices: dict[str, Choice] = parts.choices
         self.kv_blocks = KVBlocks(parts.groups, parts.context, parts.transfer)
         self._reader = DeltaReader(config.max_num_seqs, len(self.groups), config.seed)
+        self._guides = Guides(parts.transfer, parts.model.config.vocab_size, self._ranks)
         self._closed = False
         if self._ranks.served:
             self.follow()
@@ -82,6 +84,7 @@ class ModelRunner:
         """Enqueue a step; does not wait for the device. Called once per plan, right after it was made, in order."""
         started = perf_counter()
         delta = self._reader.read(plan)
+        self._guides.follow(plan)
         if not self._ranks.alone:
             self._ranks.send(delta)
         return self.run(delta, started)
@@ -119,9 +122,10 @@ class ModelRunner:
             tables = [table[: key.rows] for table in parts.graph_tables]
             staged = batch.stage(delta, rows=key.rows, tokens=key.tokens, tables=tables)
         staged_at = perf_counter()
+        guides = self._guides.begin(state, staged.sample_slots) if state.guided else None
         hidden, logits = self._forward(delta, staged, key, timings)
         launched = perf_counter()
-        pending = self._sample(delta, staged, hidden, logits, timings)
+        pending = self._sample(delta, staged, hidden, logits, timings, guides)
         timings.stage = staged_at - begun
         timings.launch = launched - staged_at
         timings.sample = perf_counter() - launched
@@ -200,7 +204,13 @@ class ModelRunner:
     # -- the sample --------------------------------------------------------------------------------------
 
     def _sample(
-        self, delta: StepDelta, staged: StagedStep, hidden: torch.Tensor, logits: torch.Tensor, timings: StepTimings
+        self,
+        delta: StepDelta,
+        staged: StagedStep,
+        hidden: torch.Tensor,
+        logits: torch.Tensor,
+        timings: StepTimings,
+        guides: StepGuides | None,
     ) -> PendingStep:
         parts = self._parts
         count = staged.num_samples
@@ -215,6 +225,7 @@ class ModelRunner:
                 views.sample_positions[:count],
                 staged.sample_slots,
                 staged.sample_positions,
+                allowed=None if guides is None else guides.allowed(),
             )
             tensors.append(sampled.tokens)
             if sampled.logprobs is not None:
@@ -227,9 +238,15 @@ class ModelRunner:
             begun = perf_counter()
             arrived = copies.get()
             timings.wait = perf_counter() - begun
-            return _result(delta, sampled, prompts, arrived)
+            result = _result(delta, sampled, prompts, arrived)
+            if guides is not None:
+                guides.take(result, delta.sample_rows)
+            return result
 
-        return PendingStep(collect, timings)
+        pending = PendingStep(collect, timings)
+        if guides is not None:
+            self._guides.launched(pending)
+        return pending
 
     def _prompt_logprobs(self, delta: StepDelta, staged: StagedStep, hidden: torch.Tensor) -> list[PromptLogprobs]:
         if not delta.prompt_targets:
@@ -278,6 +295,7 @@ class ModelRunner:
         if self._closed:
             return
         self._closed = True
+        self._guides.close()
         self.backend.device.synchronize()
         self._parts.release()
         self._ranks.close()
@@ -323,7 +341,10 @@ def _take_errors(result: StepResult) -> None:
     for row, token in enumerate(result.tokens):
         if token is not None and token < 0:
             if token == BLOCKED_ROW:
-                cause = "allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose; loosen one"
+                cause = (
+                    "structured, allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose; "
+                    "loosen one"
+                )
             else:
                 cause = (
                     "the logits held NaN, so no token could be chosen; the model's weights or the input may be broken"

@@ -67,7 +67,8 @@ class Sampler:
             logits: [R, V] in the model's dtype; may be changed.
             slots, positions: [R] int64, device: the rows' slots, and where their new tokens will stand.
             host_slots, host_positions: the same on the host.
-            allowed: [R, V] bool, False where a grammar forbids a token; None without grammars.
+            allowed: [G, V] bool, False where a grammar forbids a token, for the rows that a grammar guides, in their
+                order (all rows if G is R); None without grammars.
         """
         if self.state.plain and allowed is None:
             sampled = Sampled(self._greedy(logits))
@@ -127,7 +128,7 @@ class Sampler:
         state = self.state
         masked = rows.masked
         if allowed is not None:
-            x.masked_fill_(~allowed, -torch.inf)
+            self._guide(x, rows, allowed)
             masked = True
         if rows.bias_rows is not None:
             assert rows.bias_table is not None
@@ -142,6 +143,16 @@ class Sampler:
             assert rows.count_table is not None and rows.penalties is not None
             state.counts.apply(x, rows.count_rows, rows.count_table, rows.penalties)
         return x.amax(-1) == -torch.inf if masked else None
+
+    @staticmethod
+    def _guide(x: torch.Tensor, rows: SamplingRows, allowed: torch.Tensor) -> None:
+        """Forbid, in place, what grammars do not allow next."""
+        if allowed.shape[0] == x.shape[0]:
+            x.masked_fill_(~allowed, -torch.inf)
+            return
+        assert rows.guided_index is not None
+        guided = x.index_select(0, rows.guided_index).masked_fill_(~allowed, -torch.inf)
+        x.index_copy_(0, rows.guided_index, guided)
 
     def _remember(self, rows: SamplingRows, tokens: torch.Tensor) -> None:
         state = self.state

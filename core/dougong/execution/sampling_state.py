@@ -72,6 +72,10 @@ class SamplingRows:
             self.logprob_counts = state.logprobs[slots[rows]].tolist()
             self.logprob_index = up(rows)
         self.ends_rows = chosen(ENDS)
+        #: Rows that a grammar guides, on the host and, unless all are, on the device.
+        self.guided_rows: list[int] = chosen(GUIDED).tolist()
+        partly = 0 < len(self.guided_rows) < len(slots)
+        self.guided_index = up(chosen(GUIDED)) if partly else None
         self._ends: tuple[bytes, torch.Tensor, torch.Tensor] | None = None
 
     def held_ends(self, state: SamplingState, positions: Ints) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -90,7 +94,7 @@ class SamplingRows:
 
 
 # What a slot needs beyond an arg max, as bits of ``SamplingState.kinds``.
-BIAS, COUNTS, WORDS, LOGPROBS, ENDS, RANDOM = (1 << i for i in range(6))
+BIAS, COUNTS, WORDS, LOGPROBS, ENDS, RANDOM, GUIDED = (1 << i for i in range(7))
 
 
 class SamplingState:
@@ -117,6 +121,7 @@ class SamplingState:
         self.counts = CountTable(transfer, num_slots, vocab)
         self.words = WordTable(transfer, num_slots, vocab)
         self._special: set[int] = set()
+        self._guided: set[int] = set()
         self._on_device: tuple[int, torch.Tensor, torch.Tensor] | None = None
         self._rows: SamplingRows | None = None
 
@@ -125,8 +130,14 @@ class SamplingState:
         """Whether every slot takes the arg max of its logits and nothing else is asked."""
         return not self._special
 
+    @property
+    def guided(self) -> bool:
+        """Whether a grammar guides any slot."""
+        return bool(self._guided)
+
     def release(self, slot: int) -> None:
         """A request gave its slot back."""
+        self._guided.discard(slot)
         if slot in self._special:
             self._special.discard(slot)
             self.bias.release(slot)
@@ -164,6 +175,9 @@ class SamplingState:
             kind |= ENDS
             self.end_ids[slot] = end_ids
             self.end_after[slot] = init.prompt_len + sampling.min_tokens
+        if sampling.structured is not None:
+            kind |= GUIDED
+            self._guided.add(slot)
         if not kind:
             return
         greedy = sampling.greedy

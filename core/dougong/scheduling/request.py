@@ -34,6 +34,7 @@ class Request(KVSequence):
         "commit_horizon",
         "eos_token_ids",
         "finish_reason",
+        "grammar",
         "last_start",
         "num_cached_tokens",
         "num_computed",
@@ -66,6 +67,7 @@ class Request(KVSequence):
         multimodal: Iterable[tuple[int, int, bytes]] = (),
         parent: Request | None = None,
         requires_commit: bool = False,
+        grammar: object = None,
     ) -> None:
         super().__init__(prompt_token_ids, adapter=adapter, cache_salt=cache_salt, multimodal=multimodal)
         self.request_id = request_id
@@ -80,7 +82,9 @@ class Request(KVSequence):
         self.children: list[Request] = []
         """Siblings whose ``parent`` this is, those already added."""
         self.requires_commit = requires_commit
-        """True: never scheduled again before its last token is committed (grammar-guided output)."""
+        """True: never scheduled again before its last token is committed (whoever needs it on the host for that)."""
+        self.grammar = grammar
+        """What compiled from ``sampling.structured``; read by the execution alone."""
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
@@ -123,6 +127,7 @@ class Request(KVSequence):
             multimodal=self.multimodal,
             parent=self.parent or self,
             requires_commit=self.requires_commit,
+            grammar=self.grammar,
         )
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dougong.errors import InvalidRequestError
+from dougong.types.structured import StructuredOutput
 
 __all__ = ["GREEDY_EPSILON", "SamplingParams"]
 
@@ -81,6 +82,8 @@ class SamplingParams:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     """Token sequences that must not be completed; ``bad_words`` is turned into these by the engine."""
     allowed_token_ids: tuple[int, ...] | None = None
+    structured: StructuredOutput | None = None
+    """What the text must look like; the completion ends when that is complete."""
     ignore_eos: bool = False
     max_tokens: int | None = 16
     """None: as many as the context allows."""
@@ -88,6 +91,9 @@ class SamplingParams:
     logprobs: int | None = None
     """Number of top log-probabilities per generated token (0: only the chosen one; -1: the vocabulary)."""
     prompt_logprobs: int | None = None
+    pooling: str | None = None
+    """``last``, ``mean`` or ``cls`` (the first token): the request gives this vector of the prompt's final hidden
+    states, ``RequestOutput.embedding``, in place of tokens. Not of length 1 (`dougong.engine.vectors.unit`)."""
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
@@ -118,6 +124,8 @@ class SamplingParams:
             put(self, "allowed_token_ids", _ids("allowed_token_ids", self.allowed_token_ids))
             if not self.allowed_token_ids:
                 raise _refuse("allowed_token_ids", self.allowed_token_ids, "None or at least one token id")
+        if self.structured is not None and not isinstance(self.structured, StructuredOutput):
+            raise _refuse("structured", self.structured, "None or a StructuredOutput")
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 1, "an integer >= 1, or None for what the context allows")
         _integer("min_tokens", self.min_tokens, 0, "an integer >= 0")
@@ -126,6 +134,11 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), -1, "an integer >= 0, -1 for the vocabulary, or None")
+        if self.pooling is not None:
+            if self.pooling not in ("last", "mean", "cls"):
+                raise _refuse("pooling", self.pooling, "None, 'last', 'mean' or 'cls'")
+            if self.n != 1 or self.max_tokens != 1:
+                raise _refuse("pooling", self.pooling, "n=1 and max_tokens=1 beside it: a prompt has one vector")
         if self.stop and not self.detokenize:
             raise InvalidRequestError(
                 f"SamplingParams(stop={self.stop!r}, detokenize=False): stop strings are found in the text. "
@@ -148,6 +161,11 @@ class SamplingParams:
                 raise _refuse("logit_bias", dict(self.logit_bias), allowed)
             clean[token] = _number("logit_bias", bias, -100.0, 100.0, allowed)
         object.__setattr__(self, "logit_bias", clean)
+
+    @property
+    def wants_whole_prompt(self) -> bool:
+        """Whether every prompt token must be computed, also those whose KV is cached."""
+        return self.prompt_logprobs is not None or self.pooling in ("mean", "cls")
 
     @property
     def greedy(self) -> bool:
