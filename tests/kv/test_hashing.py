@@ -97,6 +97,38 @@ def test_prompt_and_output_are_one_sequence_of_tokens() -> None:
     assert split.token_slice(3, 8) == [4, 5, 6, 7, 8]
 
 
+def test_blocks_of_the_first_token_id_count_too() -> None:
+    """Token 0 must add something: a prompt of zeros and a longer one are not the same."""
+    assert len(set(names(KVSequence([0] * 16)))) == 4
+
+
+TOKENS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40)
+
+
+@given(st.lists(st.tuples(TOKENS, st.integers(0, 3)), min_size=1, max_size=5))
+def test_many_sequences_at_once_are_named_as_each_alone(prompts: list[tuple[list[int], int]]) -> None:
+    hasher = BlockHasher(4, KEY, "m")
+    jobs = []
+    for index, (tokens, done) in enumerate(prompts):
+        image = [(0, min(3, len(tokens)), b"cat")] if index % 2 else []
+        sequence = KVSequence(tokens[: len(tokens) // 2], multimodal=image)
+        sequence.output_token_ids += tokens[len(tokens) // 2 :]
+        chain = [hasher.root()]
+        hasher.extend(chain, sequence, min(done, sequence.num_tokens // 4))
+        jobs.append((chain, sequence, sequence.num_tokens // 4))
+    hasher.extend_all(jobs)
+    for chain, sequence, _ in jobs:
+        assert chain[1:] == names(sequence)
+
+
+def test_equal_keys_give_equal_names_in_every_process() -> None:
+    """Engines that share KV find it by these names: they are part of the format."""
+    assert [name.hex() for name in names(KVSequence(range(8)))] == [
+        "bc1ff470015664e9d9d19b33cc4f090d702b409edfb0bafc91464a3c48772cdf",
+        "0af52b5b6ae5151bf74ed52da76b72c964e0d2226c1510912e5e0deff4e66012",
+    ]
+
+
 def test_long_keys_count_in_full() -> None:
     assert names(KVSequence([1] * 4), key=b"x" * 65) != names(KVSequence([1] * 4), key=b"x" * 64 + b"y")
 

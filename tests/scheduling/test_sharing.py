@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from dougong.kv import BlockCopy, GroupSpec
+from dougong.kv import BlockCopy, GroupSpec, KVSequence
 from dougong.types import FinishReason
 
 
@@ -122,14 +124,20 @@ def test_a_sibling_leaves_prompt_logprobs_to_the_first(toy) -> None:
 
 
 def test_the_hash_of_a_prompt_is_made_once(toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dougong.kv import hashing
+    packed: list[tuple[KVSequence, int, int]] = []
+    real = KVSequence.packed
 
-    packed: list[int] = []
-    real = hashing.token_bytes
+    def counted(sequence: KVSequence, start: int, stop: int) -> bytes:
+        packed.append((sequence, start, stop))
+        return real(sequence, start, stop)
+
     t = toy(blocks=9, size=4, max_num_batched_tokens=16)
-    monkeypatch.setattr(hashing, "token_bytes", lambda tokens: packed.append(len(tokens)) or real(tokens))
     a = t.add("a", 10, max_tokens=14)
     b = t.add("b", 10, max_tokens=14)
+    monkeypatch.setattr(KVSequence, "packed", counted)
     t.drain()
     assert b.num_preemptions + a.num_preemptions > 0
-    assert packed.count(8) == 2, "once for each prompt, preempted or not"
+    for request in (a, b):
+        ranges = sorted((start, stop) for sequence, start, stop in packed if sequence is request)
+        assert ranges[0] == (0, 8)
+        assert all(end <= start for (_, end), (start, _) in pairwise(ranges)), "no block is hashed twice"

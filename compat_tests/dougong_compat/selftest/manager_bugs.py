@@ -93,29 +93,31 @@ def no_salt(kv: Any, patch: _Patch) -> None:
 
 def no_image(kv: Any, patch: _Patch) -> None:
     """The key forgets images."""
-    honest = _hasher().extend
+    honest = _hasher().extend_all
 
-    def extend(self: Any, chain: Any, sequence: Any, num_blocks: int) -> None:
-        images, sequence.multimodal = sequence.multimodal, ()
-        honest(self, chain, sequence, num_blocks)
-        sequence.multimodal = images
+    def extend_all(self: Any, jobs: Any) -> None:
+        for chain, sequence, num_blocks in jobs:
+            images, sequence.multimodal = sequence.multimodal, ()
+            honest(self, [(chain, sequence, num_blocks)])
+            sequence.multimodal = images
 
-    patch(_hasher(), "extend", extend)
+    patch(_hasher(), "extend_all", extend_all)
 
 
 def no_parent(kv: Any, patch: _Patch) -> None:
     """A block's key does not depend on what stands before it."""
-    honest = _hasher().extend
+    honest = _hasher().extend_all
 
-    def extend(self: Any, chain: Any, sequence: Any, num_blocks: int) -> None:
-        root = chain[0]
-        for block in range(len(chain) - 1, num_blocks):
-            tokens = sequence.token_slice(block * self.block_size, (block + 1) * self.block_size)
-            alone = [root]
-            honest(self, alone, kv.KVSequence(tokens), 1)
-            chain.append(alone[1])
+    def extend_all(self: Any, jobs: Any) -> None:
+        for chain, sequence, num_blocks in jobs:
+            root = chain[0]
+            for block in range(len(chain) - 1, num_blocks):
+                tokens = sequence.token_slice(block * self.block_size, (block + 1) * self.block_size)
+                alone = [root]
+                honest(self, [(alone, kv.KVSequence(tokens), 1)])
+                chain.append(alone[1])
 
-    patch(_hasher(), "extend", extend)
+    patch(_hasher(), "extend_all", extend_all)
 
 
 def long_hit(kv: Any, patch: _Patch) -> None:

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from hashlib import blake2b
-from struct import Struct, calcsize, error, pack
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b, shake_256
+from typing import TYPE_CHECKING
 
-from dougong.errors import InvalidRequestError
 from dougong.kv.sequence import KVSequence, MultimodalSpan
 
-__all__ = ["DIGEST_SIZE", "BlockHasher", "pack_fields", "token_bytes"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-#: Bytes of a block hash. 16 leave 2^64 work for a collision, to someone who knew the key.
-DIGEST_SIZE = 16
-_TOKEN_SIZE = calcsize("i")
+__all__ = ["DIGEST_SIZE", "BlockHasher", "HashJob", "pack_fields"]
 
-
-def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Token ids as int32, native byte order (hashes live in one process).
-
-    Raises:
-        InvalidRequestError: an id is not an integer or does not fit into int32.
-    """
-    try:
-        return pack(f"{len(tokens)}i", *tokens)  # three times as fast as array("i", tokens)
-    except error as cause:
-        bad = next((t for t in tokens if not isinstance(t, int) or not -(1 << 31) <= t < 1 << 31), None)
-        raise InvalidRequestError(f"token id {bad!r}: token ids are integers from 0 to 2^31 - 1.") from cause
+#: Lanes of 64 bits in a block hash. Each contributes 32 bits to the bound on collisions.
+_LANES = 4
+#: Bytes of a block hash.
+DIGEST_SIZE = 8 * _LANES
+#: A sequence's chain of names, the sequence, and how many of its full blocks are to be named.
+HashJob = tuple[list[bytes], KVSequence, int]
 
 
 def pack_fields(*fields: bytes | None) -> bytes:
@@ -41,24 +34,28 @@ def pack_fields(*fields: bytes | None) -> bytes:
 class BlockHasher:
     """Chained, keyed hashes of full blocks of ``block_size`` tokens.
 
-    A chain starts from a root: blake2b, keyed with ``key``, of what all of the sequence's blocks depend on
-    (model identity, block size, adapter, cache salt), each field length-prefixed. Every following link is
-    blake2b of the previous link, the block's tokens and, where multimodal content overlaps the block, each
-    overlapping item's hash and place. The first two have a fixed length within one chain, so no two different
-    inputs give the same bytes. Nobody without the key can compute a root, and so no later link either: the
-    whole chain is keyed, while a link costs one compression of 128 bytes instead of two.
+    A name is four lanes of 64 bits. A chain starts from a root: blake2b, keyed with ``key``, of what all of the
+    sequence's blocks depend on (model identity, block size, adapter, cache salt), each field length-prefixed. Every
+    following link adds to each lane the sum of (token + 1) times a secret random word that belongs to the token's
+    position and the lane, and, where multimodal content overlaps the block, a keyed blake2b of it.
+
+    That is multilinear hashing (Carter and Wegman 1979; Lemire and Kaser, "Strongly universal string hashing is
+    fast", 2014): for any two different prefixes, of equal length or not, a lane's names agree with probability at most
+    2^-32, four independent lanes with 2^-128, over the choice of the words, which nobody without ``key`` knows. No
+    work shifts that bound, as it would a short cryptographic hash's; and a whole prompt is named by one product of
+    NumPy's, at a quarter of the time of one blake2b per block.
+
+    Equal keys give equal names in every process of the same byte order.
     """
 
-    __slots__ = ("_empty", "_key", "_model", "_pack", "block_size")
+    __slots__ = ("_key", "_model", "_words", "block_size")
 
     def __init__(self, block_size: int, key: bytes, model_id: str = "") -> None:
         self.block_size = block_size
         # Longer keys than blake2b takes are hashed first, so that any bytes will do.
         self._key = key if len(key) <= 64 else blake2b(key).digest()
         self._model = model_id.encode()
-        # Copying an empty hash object is faster than making one, and packing one block faster than an array.
-        self._empty = blake2b(digest_size=DIGEST_SIZE, person=b"dougong block")
-        self._pack = Struct(f"{block_size}i").pack
+        self._words: NDArray[np.uint64] | None = None
 
     def root(self, adapter: str | None = None, cache_salt: str | None = None) -> bytes:
         """The chain's start for this model, adapter and salt."""
@@ -72,36 +69,64 @@ class BlockHasher:
 
     def extend(self, chain: list[bytes], sequence: KVSequence, num_blocks: int) -> None:
         """Append the missing links to ``chain`` (root first) until it names ``num_blocks`` full blocks."""
-        done = len(chain) - 1
-        if done >= num_blocks:
-            return
-        size = self.block_size
-        tokens = sequence.token_slice(done * size, num_blocks * size)
-        if sequence.multimodal:
-            self._extend_multimodal(chain, sequence.multimodal, tokens)
-            return
-        link, copy = chain[-1], self._empty.copy
-        if len(tokens) == size:
-            state = copy()
-            state.update(link + self._pack(*tokens))
-            chain.append(state.digest())
-            return
-        data = token_bytes(tokens)
-        step = size * _TOKEN_SIZE
-        append = chain.append
-        for at in range(0, len(data), step):
-            state = copy()
-            state.update(link + data[at : at + step])
-            link = state.digest()
-            append(link)
+        self.extend_all(((chain, sequence, num_blocks),))
 
-    def _extend_multimodal(self, chain: list[bytes], spans: Sequence[MultimodalSpan], tokens: list[int]) -> None:
+    def extend_all(self, jobs: Iterable[HashJob]) -> None:
+        """`extend` for many sequences, in one go: a call costs about as much as ten blocks."""
         size = self.block_size
-        for at in range(0, len(tokens), size):
-            state = self._empty.copy()
-            state.update(chain[-1] + token_bytes(tokens[at : at + size]))
-            state.update(_overlaps(spans, (len(chain) - 1) * size, size))
-            chain.append(state.digest())
+        packed: list[bytes] = []
+        wanted: list[tuple[list[bytes], KVSequence, int, int]] = []  # chain, sequence, first and number of blocks
+        for chain, sequence, num_blocks in jobs:
+            done = len(chain) - 1
+            if done < num_blocks:
+                wanted.append((chain, sequence, done, num_blocks - done))
+                packed.append(sequence.packed(done * size, num_blocks * size))
+        if not wanted:
+            return
+        import numpy as np  # not at the top: a scheduler without a prefix cache does without it
+
+        tokens = np.frombuffer(b"".join(packed), np.uint32).astype(np.uint64).reshape(-1, 1, size)
+        tokens += np.uint64(1)  # no token counts for nothing: a block more is another name
+        lanes = np.matmul(tokens, self._words_of([(first, count) for _, _, first, count in wanted]))[:, 0]
+        row = 0
+        for chain, sequence, first, count in wanted:
+            part = lanes[row : row + count]
+            if sequence.multimodal:
+                self._add_multimodal(part, sequence.multimodal, first)
+            part[0] += np.frombuffer(chain[-1], np.uint64)
+            if count > 1:
+                np.add.accumulate(part, axis=0, out=part)
+            row += count
+        names: list[bytes] = lanes.view(f"V{DIGEST_SIZE}").ravel().tolist()
+        row = 0
+        for chain, _, _, count in wanted:
+            chain += names[row : row + count]
+            row += count
+
+    def _words_of(self, runs: list[tuple[int, int]]) -> NDArray[np.uint64]:
+        """The secret words of runs (first, count) of blocks, one after the other. ``[blocks, block_size, lanes]``."""
+        import numpy as np
+
+        end = max(first + count for first, count in runs)
+        if self._words is None or end > len(self._words):
+            total = max(64, 1 << (end - 1).bit_length())
+            stream = shake_256(self._key + b"dougong block words").digest(total * self.block_size * DIGEST_SIZE)
+            self._words = np.frombuffer(stream, "<u8").astype(np.uint64).reshape(total, self.block_size, _LANES)
+        if len(runs) == 1:
+            first, count = runs[0]
+            return self._words[first : first + count]
+        return self._words[[block for first, count in runs for block in range(first, first + count)]]
+
+    def _add_multimodal(self, lanes: NDArray[np.uint64], spans: Sequence[MultimodalSpan], first: int) -> None:
+        """Add to each block's lanes a keyed hash of its place and of the items that overlap it."""
+        import numpy as np
+
+        size = self.block_size
+        for row, block in enumerate(range(first, first + len(lanes))):
+            items = _overlaps(spans, block * size, size)
+            if items:
+                content = blake2b(block.to_bytes(8, "little") + items, digest_size=DIGEST_SIZE, key=self._key).digest()
+                lanes[row] += np.frombuffer(content, np.uint64)
 
 
 def _overlaps(spans: Sequence[MultimodalSpan], start: int, size: int) -> bytes:

@@ -94,6 +94,8 @@ class KVCacheManager:
         self._single = self.groups[0] if len(self.groups) == 1 and not self.has_windows else None
         self._generation = 1
         self._pinned: list[tuple[BlockGroup, int]] = []
+        self._unnamed: dict[KVSequence, int] = {}
+        """Sequences with full blocks that are not in the index yet, and how many of their positions are confirmed."""
         self.prefix_queries = 0
         self.prefix_hits = 0
 
@@ -121,7 +123,8 @@ class KVCacheManager:
         return min(g.pool.num_usable * g.block_size for g in self.groups)
 
     def stats(self) -> KVCacheStats:
-        """A snapshot. O(groups)."""
+        """A snapshot. O(groups), and the names of blocks that were put off."""
+        self._index()
         return KVCacheStats(
             usable_blocks=sum(g.pool.num_usable for g in self.groups),
             free_blocks=self.num_free_blocks,
@@ -162,6 +165,7 @@ class KVCacheManager:
         """
         if not self.enable_prefix_caching:
             return NO_HIT
+        self._index()
         total = sequence.num_tokens
         align = self._align
         chains = self._chains(sequence, total // align * align)
@@ -338,51 +342,38 @@ class KVCacheManager:
     def confirm(self, sequence: KVSequence, num_tokens: int) -> Sequence[FreedEntries]:
         """The first ``num_tokens`` positions are computed, and their tokens known.
 
-        Full blocks enter the prefix index. Blocks wholly behind the window of position ``num_tokens`` are
-        given back and their table entries become 0. No effect unless ``num_tokens > sequence.confirm_at``.
+        Their full blocks enter the prefix index before anybody can ask for them. Blocks wholly behind the window of
+        position ``num_tokens`` are given back and their table entries become 0. No effect unless
+        ``num_tokens > sequence.confirm_at``.
         """
         if num_tokens <= sequence.confirm_at:
             return ()
-        tagging = self.enable_prefix_caching and sequence.generation == self._generation
-        single = self._single
-        if single is not None and tagging and sequence.hash_chains:
-            # The same as below for the usual case, a block that fills while decoding, at a third of the cost.
-            size = single.block_size
-            full = num_tokens // size
-            chain = sequence.hash_chains[0]
-            if len(chain) <= full:
-                self._hashers[0].extend(chain, sequence, full)
-            table = sequence.block_ids[0]
-            for block in range(sequence.num_tagged[0], full):
-                single.pool.tag(table[block], chain[block + 1])
-            sequence.num_tagged[0] = full
-            sequence.confirm_at = full * size + size - 1
+        if self.enable_prefix_caching and sequence.generation == self._generation:
+            self._unnamed[sequence] = num_tokens
+        if self._single is not None:
+            size = self._single.block_size
+            sequence.confirm_at = num_tokens // size * size + size - 1
             return ()
         freed: list[FreedEntries] = []
-        chains = self._chains(sequence, num_tokens) if tagging else []
         for group in self.groups:
+            if group.window is None:
+                continue
             table = sequence.block_ids[group.index]
-            if tagging:
-                full = num_tokens // group.block_size
-                first = sequence.num_tagged[group.index]
-                if full > first:
-                    chain, tag = chains[group.chain], group.pool.tag
-                    for block in range(first, full):
-                        tag(table[block], chain[block + 1])
-                    sequence.num_tagged[group.index] = full
-            if group.window is not None:
-                keep = min(group.first_visible_block(num_tokens), len(table))
-                first = sequence.num_dropped[group.index]
-                if keep > first:
-                    group.pool.release(reversed(table[first:keep]))
-                    table[first:keep] = [0] * (keep - first)
-                    sequence.num_dropped[group.index] = keep
-                    freed.append(FreedEntries(group.index, first, keep - first))
+            keep = min(group.first_visible_block(num_tokens), len(table))
+            first = sequence.num_dropped[group.index]
+            if keep > first:
+                self._index()
+                group.pool.release(reversed(table[first:keep]))
+                table[first:keep] = [0] * (keep - first)
+                sequence.num_dropped[group.index] = keep
+                freed.append(FreedEntries(group.index, first, keep - first))
         self._schedule_confirm(sequence, num_tokens)
         return freed
 
     def release(self, sequence: KVSequence) -> None:
         """Give back all blocks. What is in the index stays findable until its block is reused."""
+        if sequence in self._unnamed:
+            self._index()
         for group, table in zip(self.groups, sequence.block_ids):
             group.pool.release(reversed(table))
         sequence.block_ids = []
@@ -396,6 +387,7 @@ class KVCacheManager:
         """
         for group in self.groups:
             group.pool.clear_tags()
+        self._unnamed.clear()
         self._generation += 1
 
     def check_integrity(self, sequences: Iterable[KVSequence] | None = None) -> None:
@@ -427,12 +419,38 @@ class KVCacheManager:
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    def _index(self) -> None:
+        """Name the full blocks that were confirmed since the last call, and enter them into the index.
+
+        Names are of use to whoever looks for a prefix, and to blocks that outlive their sequence. Until one of the
+        two comes up they are put off: then many blocks are named at once, and while nothing but decoding goes on,
+        none are.
+        """
+        if not self._unnamed:
+            return
+        waiting, self._unnamed = self._unnamed, {}
+        for sequence in waiting:
+            self._root_chains(sequence)
+        for at, hasher in enumerate(self._hashers):
+            size = hasher.block_size
+            hasher.extend_all((each.hash_chains[at], each, count // size) for each, count in waiting.items())
+        for sequence, count in waiting.items():
+            for group in self.groups:
+                first, full = sequence.num_tagged[group.index], count // group.block_size
+                if full > first:
+                    table, chain = sequence.block_ids[group.index], sequence.hash_chains[group.chain]
+                    for block in range(first, full):
+                        group.pool.tag(table[block], chain[block + 1])
+                    sequence.num_tagged[group.index] = full
+
+    def _root_chains(self, sequence: KVSequence) -> list[list[bytes]]:
+        if not sequence.hash_chains:
+            sequence.hash_chains = [[hasher.root(sequence.adapter, sequence.cache_salt)] for hasher in self._hashers]
+        return sequence.hash_chains
+
     def _chains(self, sequence: KVSequence, num_tokens: int) -> list[list[bytes]]:
         """The sequence's hash chains, extended over the full blocks of its first ``num_tokens`` tokens."""
-        chains = sequence.hash_chains
-        if not chains:
-            chains = [[hasher.root(sequence.adapter, sequence.cache_salt)] for hasher in self._hashers]
-            sequence.hash_chains = chains
+        chains = self._root_chains(sequence)
         for chain, hasher in zip(chains, self._hashers):
             hasher.extend(chain, sequence, num_tokens // hasher.block_size)
         return chains

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from dougong.kv.tokens import TOKEN_SIZE, token_bytes
+
 __all__ = ["NEVER", "KVSequence", "MultimodalSpan"]
 
 #: A position no sequence reaches.
@@ -38,6 +40,7 @@ class KVSequence:
         "num_dropped",
         "num_tagged",
         "output_token_ids",
+        "prompt_bytes",
         "prompt_token_ids",
     )
 
@@ -51,6 +54,8 @@ class KVSequence:
     ) -> None:
         self.prompt_token_ids: list[int] = list(prompt_token_ids)
         self.output_token_ids: list[int] = []
+        self.prompt_bytes: bytes | None = None
+        """The prompt as `token_bytes`, once somebody has asked for it."""
         self.adapter = adapter
         """Name of the adapter (LoRA) that the tokens run through: it changes KV."""
         self.cache_salt = cache_salt
@@ -73,6 +78,18 @@ class KVSequence:
     def num_tokens(self) -> int:
         """Known tokens: prompt and output."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def packed(self, start: int, stop: int) -> bytes:
+        """Token ids at positions ``start`` … ``stop - 1`` as `token_bytes`.
+
+        Raises:
+            InvalidRequestError: an id is not an integer or does not fit into int32.
+        """
+        if stop > len(self.prompt_token_ids):
+            return token_bytes(self.token_slice(start, stop))
+        if self.prompt_bytes is None:
+            self.prompt_bytes = token_bytes(self.prompt_token_ids)
+        return self.prompt_bytes[start * TOKEN_SIZE : stop * TOKEN_SIZE]
 
     def token_slice(self, start: int, stop: int) -> list[int]:
         """Token ids at positions ``start`` … ``stop - 1`` of prompt and output together."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dougong.errors import InvalidRequestError
 from dougong.kv import KVCacheManager
-from dougong.kv.hashing import token_bytes
 from dougong.scheduling.config import SchedulerConfig
 from dougong.scheduling.request import Request
 
@@ -36,7 +35,7 @@ def check_request(request: Request, config: SchedulerConfig, kv: KVCacheManager)
     if not prompt:
         raise InvalidRequestError(f"{name}: the prompt is empty; give at least one token.")
     try:
-        token_bytes(prompt)
+        request.packed(0, len(prompt))
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{name}: {error}") from None
     if min(prompt) < 0:
