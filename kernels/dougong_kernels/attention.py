@@ -22,13 +22,14 @@ from dougong.hal import (
     Refusal,
 )
 from dougong_kernels.config import configs_for
-from dougong_kernels.ops.write import plane_view, write
+from dougong_kernels.ops.write import packing, plane_view, write
 from dougong_kernels.paged import PagedAttention, PagedPlan, Shape
-from dougong_kernels.target import available, converts_fp8, cores, interpreted, target_name
+from dougong_kernels.target import available, cores, fp8_mode, interpreted, target_name
 
 __all__ = ["BatchInvariantTritonAttention", "TritonAttention", "TritonPlan"]
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _MAX_DIM = 256
 _MAX_LATENT = 512
 
@@ -67,8 +68,10 @@ class TritonAttention(AttentionKernel):
             return (Refusal(missing),)
         if spec.dtype not in _DTYPES:
             refusals.append(Refusal(f"dtype {spec.dtype}", "bfloat16, float16 or float32"))
-        if spec.kv_dtype not in (spec.dtype, torch.int8, torch.float8_e4m3fn):
-            refusals.append(Refusal(f"kv dtype {spec.kv_dtype}", f"{spec.dtype}, int8 or float8_e4m3fn"))
+        if spec.kv_dtype not in (spec.dtype, *_QUANTIZED):
+            refusals.append(
+                Refusal(f"kv dtype {spec.kv_dtype}", f"{spec.dtype}, int8, float8_e4m3fn or float8_e4m3fnuz")
+            )
         if spec.scale <= 0:
             refusals.append(Refusal(f"scale {spec.scale}", "a scale above 0"))
         if spec.latent:
@@ -87,8 +90,9 @@ class TritonAttention(AttentionKernel):
             if query.block_size < 1:
                 refusals.append(Refusal(f"block size {query.block_size}", "1 or more; multiples of 16 are fastest"))
             for name, plane in query.layout.parsed.items():
-                if plane.tiles or len(plane.dims) != 4 or plane.dims[3][0].axis != "d":
-                    refusals.append(Refusal(f"plane {name} lies as {plane.text!r}", "whole axes with d innermost"))
+                pack = packing(plane, spec.kv_dtype.itemsize)
+                if pack is None or (spec.latent and pack):
+                    refusals.append(Refusal(f"plane {name} lies as {plane.text!r}", "'b n h d' or 'b h n d'"))
             if "k" not in query.layout.planes:
                 refusals.append(Refusal(f"layout {query.layout.name} keeps latent and rope apart", "one plane k"))
         if query.batch_invariant and not cls.invariant:
@@ -104,14 +108,16 @@ class TritonAttention(AttentionKernel):
     def _shape(self, block_size: int) -> Shape:
         spec = self.spec
         target = target_name(self._where)
-        fp8 = 0
-        if spec.kv_dtype == torch.float8_e4m3fn:
-            fp8 = 1 if converts_fp8(target) else 2
+        packs = {}
+        if block_size:
+            planes, size = self.group.layout.parsed, spec.kv_dtype.itemsize
+            packs = {f"pack_{name}": packing(planes[name], size) or 0 for name in ("k", "v") if name in planes}
         return Shape(
             num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim,
             head_dim_v=spec.head_dim_v, block_size=block_size, scale=spec.scale, causal=spec.causal,
             window=spec.window or 0, softcap=spec.softcap or 0.0, alibi=spec.alibi, sinks=spec.sinks, lse=spec.lse,
-            latent=spec.latent, fp8=fp8, upcast=spec.dtype == torch.float32 or interpreted(),
+            latent=spec.latent, fp8=fp8_mode(target, spec.kv_dtype), **packs,
+            upcast=spec.dtype == torch.float32 or interpreted(),
         )  # fmt: skip
 
     def _make(self, block_size: int) -> PagedAttention:
@@ -183,7 +189,7 @@ class TritonAttention(AttentionKernel):
         )  # fmt: skip
 
     def _planes(self, cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views [blocks, N, K, D] and [blocks, N, K, Dv]; made once per cache, since run is on the step's path."""
+        """Views [blocks, N, K, D …] and [blocks, N, K, Dv …]; made once per cache, since run is on the step's path."""
         found = self._views.get(id(cache))
         if found is None or found[0] is not cache:
             k = plane_view(cache, "k")

@@ -62,10 +62,10 @@ def config_class(head_dim: int, latent: bool, wide: bool, exact: bool) -> str:
 
 @lru_cache(maxsize=16)
 def table_for(target: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """The tuned table of a target ("sm90", "gfx942"), else of its family ("cuda", "hip", "xpu")."""
+    """The table of a target ("sm90", "gfx942"), else of the one compiled for its family ("gfx1100" for gfx1151)."""
     folder = resources.files("dougong_kernels") / "tuning"
-    family = "cuda" if target.startswith("sm") else "hip" if target.startswith("gfx") else "xpu"
-    for name in (target, family):
+    relative = "gfx1100" if target.startswith("gfx11") else "gfx1201" if target.startswith("gfx12") else target
+    for name in (target, relative):
         path = folder / f"{name}.json"
         if path.is_file():
             table: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))

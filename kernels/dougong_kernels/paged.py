@@ -47,7 +47,11 @@ class Shape:
     lse: bool = False
     latent: bool = False
     fp8: int = 0
-    """0: the cache's values convert directly; 1: e4m3 converted by the compiler; 2: e4m3 decoded from its bytes."""
+    """0: the cache's values convert directly; 1: fp8 converted by the compiler; 2 and 3: e4m3 and e4m3fnuz decoded from
+    their bytes."""
+    pack_k: int = 0
+    """How a head's elements lie in K's plane, see ``tiles.place_in_plane``; ``pack_v`` in V's."""
+    pack_v: int = 0
     upcast: bool = False
     """Products in float32: for float32 models, and for the interpreter, whose bfloat16 products are wrong."""
 
@@ -256,7 +260,7 @@ class PagedAttention:
             K=s.num_kv_heads, G=self.group, PAGE=s.block_size, D=self.d_main, DP=self.d_pad, DR=self.d_rope,
             DV=s.head_dim_v, DVP=self.dv_pad, CAUSAL=s.causal, WINDOW=s.window, SOFTCAP=s.softcap > 0,
             ALIBI=s.alibi, SINKS=s.sinks, FP8=s.fp8, UPCAST=s.upcast, LATENT=s.latent, SCALES=scales, LSE=lse,
-            SAME=same,
+            SAME=same, PACK_K=s.pack_k, PACK_V=s.pack_v,
         )  # fmt: skip
         tokens = max(1, tokens)
         block_m = max(16, _pow2(tokens * self.gb * cut.heads))
@@ -302,7 +306,8 @@ class PagedAttention:
         sinks: torch.Tensor | None = None,
         slopes: torch.Tensor | None = None,
     ) -> None:
-        """q [T, H, D], out [T, H, Dv], lse [T, H]; k, v [blocks, N, K, D] with any strides but the last.
+        """q [T, H, D], out [T, H, Dv], lse [T, H]; k, v [blocks, N, K, D] with any strides but the last
+        (packed: any view whose first three are block, token and head).
 
         Ragged (block_size 0): k, v [Tk, K, D] and kv_start [B] int32, each row's first key.
         """
@@ -323,14 +328,14 @@ class PagedAttention:
         else:
             (kb, kh), kn = k.stride()[:2], 0
             (vb, vh), vn = v.stride()[:2], 0
-        if s.fp8 == 2:
+        if s.fp8 >= 2:
             k, v = k.view(torch.uint8), v.view(torch.uint8)
         strides = (
             q.stride(0), q.stride(1), kb, kn, kh, vb, vn, vh, out.stride(0), out.stride(1),
             0 if lse is None else lse.stride(0),
         )  # fmt: skip
         layer = (k_scale, v_scale, sinks, slopes, scale, s.softcap)
-        same = (kb, kn, kh) == (vb, vn, vh)
+        same = (kb, kn, kh) == (vb, vn, vh) and s.pack_k == s.pack_v
         key = (
             strides, aligned(q, k, v, out, lse, kv_start, sinks, slopes, k_scale if scaled else None,
                              v_scale if scaled else None),

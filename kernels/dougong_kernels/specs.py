@@ -26,9 +26,10 @@ FEATURES = frozenset(
         "ragged",
         "kv_int8",
         "kv_fp8_e4m3",
+        "kv_fp8_e4m3fnuz",
     }
 )
-LAYOUTS = ("nhd", "hnd")
+LAYOUTS = ("nhd", "hnd", "x_packed")
 _OPS = {
     "rms_norm": "pointwise",
     "add_rms_norm": "pointwise",

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["available", "converts_fp8", "cores", "interpreted", "target_name"]
+__all__ = ["available", "cores", "fp8_mode", "interpreted", "target_name"]
 
 _INTERPRETED_CORES = 4
 
@@ -50,8 +50,13 @@ def cores(device: torch.device) -> int:
     return _INTERPRETED_CORES
 
 
-def converts_fp8(target: str) -> bool:
-    """Whether the compiler converts e4m3 (the OCP one) in hardware; elsewhere its bytes are decoded."""
+def fp8_mode(target: str, dtype: torch.dtype) -> int:
+    """How a cache of ``dtype`` is read. 0: it is no fp8; 1: the hardware converts it; 2, 3: e4m3 (OCP's) and e4m3fnuz
+    are decoded from their bytes, so that either kind of cache is right on any target."""
+    if dtype == torch.float8_e4m3fnuz:
+        return 1 if target == "gfx942" else 3
+    if dtype != torch.float8_e4m3fn:
+        return 0
     if target.startswith("sm"):
-        return int(target[2:]) >= 89
-    return target in ("gfx950", "gfx1200", "gfx1201")
+        return 1 if int(target[2:]) >= 89 else 2
+    return 1 if target in ("gfx950", "gfx1200", "gfx1201") else 2

@@ -11,6 +11,7 @@ from dougong.hal import (
     HND,
     NHD,
     NZ16,
+    X_PACKED,
     AttentionQuery,
     AttentionSpec,
     BatchView,
@@ -52,8 +53,12 @@ def build(kernel: type, spec: AttentionSpec, layout: KVLayout, block: int) -> An
         (dict(window=9, softcap=4.0, sinks=True, alibi=True, lse=True), NHD, TritonAttention),
         (dict(kv_dtype=torch.int8, head_dim_v=16), HND, BatchInvariantTritonAttention),
         (dict(kv_dtype=torch.float8_e4m3fn), NHD, TritonAttention),
+        (dict(kv_dtype=torch.float8_e4m3fnuz), NHD, TritonAttention),
+        (dict(head_dim_v=48, window=9), X_PACKED, TritonAttention),
+        (dict(kv_dtype=torch.float8_e4m3fnuz), X_PACKED, TritonAttention),
+        ({}, NZ16, TritonAttention),
     ],
-    ids=["plain", "features", "int8", "fp8"],
+    ids=["plain", "features", "int8", "fp8", "fp8 fnuz", "packed", "packed fp8 fnuz", "tiled"],
 )
 def test_agrees_with_the_reference(more: dict[str, Any], layout: KVLayout, kernel: type) -> None:
     if kernel is BatchInvariantTritonAttention and more:
@@ -62,7 +67,7 @@ def test_agrees_with_the_reference(more: dict[str, Any], layout: KVLayout, kerne
     spec = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=32, dtype=F16, **more)
     cache = allocate_cache(spec, layout, 12, 16, "cpu")
     for plane in cache.planes.values():
-        plane.view(torch.uint8).fill_(0x7F)
+        plane.view(torch.uint8).fill_(0x80 if spec.kv_dtype == torch.float8_e4m3fnuz else 0x7F)
     kv_lens, q_lens = [33, 20, 12], [1, 3, 12]
     table = torch.tensor([[1, 2, 3], [4, 5, 10**8], [6, 10**8, 10**8]], dtype=torch.int32)
     history = BatchView.build(kv_lens, kv_lens, table.clamp(max=11), 16, "cpu")
@@ -135,7 +140,8 @@ def test_latent_cache_in_one_plane() -> None:
         (dict(dtype=torch.float64), {}, "dtype"),
         (dict(scale=-1.0), {}, "scale"),
         (dict(num_kv_heads=1, head_dim=100, head_dim_v=64, latent=True), {}, "rope part"),
-        ({}, dict(layout=NZ16), "whole axes"),
+        ({}, dict(layout=KVLayout("odd", {"k": "b d n h", "v": "b d n h"})), "lies as 'b d n h'"),
+        ({}, dict(layout=KVLayout("tokens", {"k": "b n/4 h d 4", "v": "b n h d"})), "plane k lies as"),
         ({}, dict(batch_invariant=True), "batch invariance"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from dougong.hal import (
     HND,
     NHD,
-    NZ16,
+    X_PACKED,
     AttentionSpec,
     KVLayout,
     LayerArgs,
@@ -76,10 +76,11 @@ def test_rope(dim: int, rotary: int, interleaved: bool) -> None:
 
 @pytest.mark.parametrize(
     ("kv_dtype", "norm", "layout"),
-    [(F16, None, NHD), (F16, 0.0, HND), (F16, 1.0, NHD), (torch.int8, 0.0, HND), (torch.float8_e4m3fn, 0.0, NHD)],
-)
+    [(F16, None, NHD), (F16, 0.0, HND), (F16, 1.0, NHD), (torch.int8, 0.0, HND), (torch.float8_e4m3fn, 0.0, NHD),
+     (torch.float8_e4m3fnuz, 0.0, X_PACKED), (F16, 0.0, X_PACKED)],
+)  # fmt: skip
 def test_qk_norm_rope_write(kv_dtype: torch.dtype, norm: float | None, layout: KVLayout) -> None:
-    dim, rotary, heads, kv_heads = 40, 24, 5, 5
+    dim, rotary, heads, kv_heads = 48 if layout is X_PACKED else 40, 24, 5, 5
     weights = (None, None) if norm is None else (torch.randn(dim).to(F16), torch.randn(dim).to(F16))
     shape = QKVShape(heads, kv_heads, dim, 24, *weights, norm_offset=norm or 0.0)
     spec = AttentionSpec(
@@ -103,7 +104,7 @@ def test_qk_norm_rope_write(kv_dtype: torch.dtype, norm: float | None, layout: K
     close(untouched, reference.qk_norm_rope_write(qkv.clone(), shape, None, positions, layer, None, slots), 2.0)
 
 
-@pytest.mark.parametrize("kv_dtype", [F16, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kv_dtype", [F16, torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fnuz])
 def test_write_saturates_and_rounds_like_the_reference(kv_dtype: torch.dtype) -> None:
     spec = AttentionSpec(num_heads=2, num_kv_heads=2, head_dim=16, dtype=F16, kv_dtype=kv_dtype)
     first = allocate_cache(spec, NHD, 3, 16, "cpu")
@@ -124,10 +125,10 @@ def test_write_saturates_and_rounds_like_the_reference(kv_dtype: torch.dtype) ->
         assert torch.equal(first.planes[name].view(torch.uint8), second.planes[name].view(torch.uint8))
 
 
-def test_tiled_layouts_are_refused() -> None:
+def test_layouts_that_the_kernels_cannot_reach_are_refused() -> None:
     spec = AttentionSpec(num_heads=2, num_kv_heads=2, head_dim=16, dtype=F16)
-    cache = allocate_cache(spec, NZ16, 3, 16, "cpu")
-    with pytest.raises(ValueError, match="whole axes"):
+    cache = allocate_cache(spec, KVLayout("odd", {"k": "b d n h", "v": "b n h d"}), 3, 16, "cpu")
+    with pytest.raises(ValueError, match="cannot read it"):
         write.write(LayerArgs(), torch.zeros(1, 2, 16).to(F16), torch.zeros(1, 2, 16).to(F16), cache, torch.tensor([0]))
 
 

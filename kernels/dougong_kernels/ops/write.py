@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from dougong.hal import Device, LayerArgs, LayerCache
+from dougong.hal.layout import PlaneLayout
 from dougong.hal.rope import QKVShape, RopeTable
 from dougong_kernels.target import available
 from dougong_kernels.triton.rotate import rotate_write_kernel
 
-__all__ = ["plane_view", "qk_norm_rope_write", "rope", "write"]
+__all__ = ["packing", "plane_view", "qk_norm_rope_write", "rope", "write"]
 
-_KINDS = {torch.int8: 1, torch.float8_e4m3fn: 2}
+_KINDS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e4m3fnuz: 3}
 
 
 def _pow2(n: int) -> int:
@@ -21,16 +22,29 @@ def _pow2(n: int) -> int:
 
 
 def plane_view(cache: LayerCache, name: str) -> torch.Tensor:
-    """A plane as [blocks, N, K, D], whatever order its axes lie in.
+    """A plane as [blocks, N, K, D], whatever order its axes lie in; [blocks, N, K, D/x, x] where d is split.
 
     Raises:
-        ValueError: the layout splits or merges axes.
+        ValueError: the kernels cannot reach its elements.
     """
     parsed = cache.layout.parsed[name]
-    if parsed.tiles:
-        raise ValueError(f"plane {name} lies as {parsed.text!r}: the Triton kernels take whole axes only")
+    if packing(parsed, 1) is None:
+        raise ValueError(f"plane {name} lies as {parsed.text!r}: the Triton kernels cannot read it")
     heads, dim = cache.spec.plane_dims(name)
     return parsed.canonical(cache.planes[name], cache.block_size, heads, dim)
+
+
+def packing(parsed: PlaneLayout, itemsize: int) -> int | None:
+    """How many elements of a head lie together, the next as many being N tokens on; 0: all of them; None: neither.
+
+    "b n h d" and "b h n d" give 0, "b h d/8 n 8" 8, "b h d n" 1.
+    """
+    parts = [(part.axis, part.role) for dim in parsed.dims for part in dim]
+    if not parsed.tiles:
+        return 0 if parts[-1] == ("d", "whole") else 1 if parts[-2:] == [("d", "whole"), ("n", "whole")] else None
+    if set(parsed.tiles) == {"d"} and parts[-3:] == [("d", "outer"), ("n", "whole"), ("d", "inner")]:
+        return parsed.tiles["d"] or 16 // itemsize
+    return None
 
 
 def _launch(
@@ -59,21 +73,26 @@ def _launch(
     v_scale: Any = 1.0
     k_cache: Any = first
     v_cache: Any = first
-    cs, vs = (0, 0, 0, 1), (0, 0, 0, 1)
+    cs: tuple[int, ...] = (0, 0, 0)
+    vs: tuple[int, ...] = (0, 0, 0)
+    pack_k, pack_v = 0, 0
     write_v = False
     if cache is not None:
         page = cache.block_size
         k_cache = plane_view(cache, "k")
         write_v = "v" in cache.planes
         v_cache = plane_view(cache, "v") if write_v else k_cache
-        cs, vs = k_cache.stride(), v_cache.stride()
+        cs, vs = k_cache.stride()[:3], v_cache.stride()[:3]
+        pack_k = packing(cache.layout.parsed["k"], k_cache.itemsize) or 0
+        pack_v = (packing(cache.layout.parsed["v"], v_cache.itemsize) or 0) if write_v else 0
         if cache.spec.kv_dtype != first.dtype:
             assert layer is not None
             if cache.spec.kv_dtype in _KINDS:
                 kind = _KINDS[cache.spec.kv_dtype]
             elif cache.spec.kv_dtype not in (torch.float32, torch.float16, torch.bfloat16):
                 raise ValueError(
-                    f"a cache in {cache.spec.kv_dtype}: int8, float8_e4m3fn or the model's dtype is needed"
+                    f"a cache in {cache.spec.kv_dtype}: int8, float8_e4m3fn, float8_e4m3fnuz or the model's dtype is "
+                    "needed"
                 )
             k_scale, v_scale = layer.k_scale, layer.v_scale
             scaled = isinstance(k_scale, torch.Tensor) or isinstance(v_scale, torch.Tensor)
@@ -82,7 +101,7 @@ def _launch(
                     x if isinstance(x, torch.Tensor) else torch.full((1,), x, device=first.device)
                     for x in (k_scale, v_scale)
                 )
-        if kind == 2:
+        if kind >= 2:
             k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     per = min(_pow2(max(heads, kv_heads)), 4 if tokens <= 64 else 16)
     blocks = -(-heads // per)
@@ -100,7 +119,7 @@ def _launch(
         H=heads, K=kv_heads, D=dim, DV=dim_v, R=rotary, HALF=_pow2(rotary // 2), REST=_pow2(dim - rotary),
         RESTV=_pow2(dim_v), HEADS=per, PAGE=page, Q_NORM=norm_q is not None, K_NORM=norm_k is not None,
         OFFSET=shape is not None and shape.norm_offset != 0, INTERLEAVED=table is not None and table.interleaved,
-        KIND=kind, SCALES=scaled, WRITE=cache is not None, WRITE_V=write_v,
+        KIND=kind, SCALES=scaled, WRITE=cache is not None, WRITE_V=write_v, PACK_K=pack_k, PACK_V=pack_v,
         num_warps=min(4, max(1, per * _pow2(dim) // 256)),
     )  # fmt: skip
 

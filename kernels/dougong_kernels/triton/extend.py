@@ -21,7 +21,8 @@ def extend_kernel(q, k, v, out, lse, head, items, rows, kv_start, k_scale, v_sca
                   DV: tl.constexpr, DVP: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
                   SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, SINKS: tl.constexpr, SCALES: tl.constexpr,
                   LSE: tl.constexpr, FP8: tl.constexpr, UPCAST: tl.constexpr, LATENT: tl.constexpr,
-                  SAME: tl.constexpr, HEADS_OUTER: tl.constexpr, STAGES: tl.constexpr):
+                  SAME: tl.constexpr, PACK_K: tl.constexpr, PACK_V: tl.constexpr,
+                  HEADS_OUTER: tl.constexpr, STAGES: tl.constexpr):
     """Grid: max_items * head groups programs; those past the plan's item count leave at once."""
     PIECES: tl.constexpr = (G + GB - 1) // GB
     GROUPS: tl.constexpr = K * PIECES
@@ -85,10 +86,10 @@ def extend_kernel(q, k, v, out, lse, head, items, rows, kv_start, k_scale, v_sca
             m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, tile_lo, tile_full, lo, hi, row_pos, row_pos, slope,
                                scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
                                kv_head, False, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, 1, BLOCK_N,
-                               PAGE, D, DP, DV, DVP, DR, STAGES)
+                               PAGE, D, DP, DV, DVP, DR, PACK_K, PACK_V, STAGES)
         m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, tile_full, tile_hi, lo, hi, row_pos, row_pos, slope,
                            scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
                            kv_head, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, 1, BLOCK_N,
-                           PAGE, D, DP, DV, DVP, DR, STAGES)
+                           PAGE, D, DP, DV, DVP, DR, PACK_K, PACK_V, STAGES)
         finish(out, lse, sinks, v_mul, m, l, acc, token, q_head, ok, stride_ot, stride_oh, stride_lt,
                SINKS, LSE, DV, DVP)

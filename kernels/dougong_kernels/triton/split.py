@@ -57,6 +57,7 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
                  CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
                  SINKS: tl.constexpr, SCALES: tl.constexpr, LSE: tl.constexpr, FP8: tl.constexpr,
                  UPCAST: tl.constexpr, LATENT: tl.constexpr, SAME: tl.constexpr, FIXED: tl.constexpr,
+                 PACK_K: tl.constexpr, PACK_V: tl.constexpr,
                  AT_ONCE: tl.constexpr, STAGES: tl.constexpr):
     """One program of the persistent grid. G: query heads per kv head, GB of them in a tile, HPT kv heads in a tile."""
     PER: tl.constexpr = GB * HPT
@@ -132,7 +133,7 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
         m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, t0, t1, lo, hi, row_pos, row_head, slope,
                            scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, kv_head,
                            True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, HPT, BLOCK_N, PAGE,
-                           D, DP, DV, DVP, DR, STAGES)
+                           D, DP, DV, DVP, DR, PACK_K, PACK_V, STAGES)
         if (c0 == 0) & (c1 == units):
             finish(out, lse, sinks, v_mul, m, l, acc, token, q_head, ok, stride_ot, stride_oh, stride_lt,
                    SINKS, LSE, DV, DVP)

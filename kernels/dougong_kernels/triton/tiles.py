@@ -21,13 +21,31 @@ def to_compute(x, dtype: tl.constexpr, FP8: tl.constexpr):
     """A cache tile as the dot's operand dtype.
 
     FP8 == 2 decodes e4m3 from raw bytes for targets without the conversion: the byte's 7 low bits are a float16's
-    exponent and mantissa moved by 7 places, which leaves the value 2**8 too small, subnormals included.
+    exponent and mantissa moved by 7 places, which leaves the value 2**8 too small, subnormals included. FP8 == 3
+    does so for e4m3fnuz, whose exponents count from one less and whose only NaN stands where -0 would.
     """
-    if FP8 == 2:
+    # One return: see rotate.quantize.
+    if FP8 >= 2:
         b = x.to(tl.int16)
-        half = (((b & 0x7F) << 7) | ((b & 0x80) << 8)).to(tl.float16, bitcast=True)
-        return (half.to(tl.float32) * 256.0).to(dtype)
-    return x.to(dtype)
+        half = (((b & 0x7F) << 7) | ((b & 0x80) << 8)).to(tl.float16, bitcast=True).to(tl.float32)
+        if FP8 == 3:
+            out = tl.where(b == 0x80, float("nan"), half * 128.0).to(dtype)
+        else:
+            out = (half * 256.0).to(dtype)
+    else:
+        out = x.to(dtype)
+    return out
+
+
+@triton.jit
+def place_in_plane(dim, PACK: tl.constexpr, PAGE: tl.constexpr):
+    """How far an element of a head lies from the head's first. PACK 0: that many elements. Else PACK elements lie
+    together and the next PACK of them PAGE tokens on: "h d/8 n 8" (PACK 8), "h d n" (PACK 1)."""
+    if PACK > 0:
+        at = (dim // PACK) * (PAGE * PACK) + dim % PACK
+    else:
+        at = dim
+    return at
 
 
 @triton.jit
@@ -46,10 +64,10 @@ def visible_range(pos_first, pos_last, kv_len, CAUSAL: tl.constexpr, WINDOW: tl.
 
 @triton.jit
 def load_tile(base, stride_b, stride_n, stride_h, block, place, head, offs_d, mask_c,
-              DIM: tl.constexpr, PAD: tl.constexpr, MASKED: tl.constexpr):
+              DIM: tl.constexpr, PAD: tl.constexpr, MASKED: tl.constexpr, PACK: tl.constexpr, PAGE: tl.constexpr):
     """[C, PAD] elements of the cache; masked columns and padded dims read 0 and touch no memory."""
     rows = base + block.to(tl.int64) * stride_b + place * stride_n + head * stride_h
-    ptr = rows[:, None] + offs_d[None, :]
+    ptr = rows[:, None] + place_in_plane(offs_d, PACK, PAGE)[None, :]
     if DIM != PAD:
         if MASKED:
             return tl.load(ptr, mask=mask_c[:, None] & (offs_d[None, :] < DIM), other=0.0)
@@ -70,7 +88,7 @@ def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
            ALIBI: tl.constexpr, FP8: tl.constexpr, UPCAST: tl.constexpr,
            LATENT: tl.constexpr, SAME: tl.constexpr, HPT: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
            D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, DR: tl.constexpr,
-           STAGES: tl.constexpr):
+           PACK_K: tl.constexpr, PACK_V: tl.constexpr, STAGES: tl.constexpr):
     """Run tiles tile_first..tile_last-1 through the online softmax; returns (m, l, acc).
 
     table_row: pointer to the row's block table, or with PAGE == 0 the row's first key in a ragged K and V.
@@ -108,17 +126,19 @@ def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
             else:
                 block = tl.load(table_row + key // PAGE)
             place = key % PAGE
-        kt = load_tile(k, stride_kb, stride_kn, stride_kh, block, place, head, offs_d, visible, D, DP, MASKED)
+        kt = load_tile(k, stride_kb, stride_kn, stride_kh, block, place, head, offs_d, visible, D, DP, MASKED, PACK_K,
+                       PAGE)
         kc = to_compute(kt, dtype, FP8)
         s = tl.dot(q, tl.trans(kc), input_precision="ieee")
         if DR > 0:
             rope = load_tile(k + DP, stride_kb, stride_kn, stride_kh, block, place, head, tl.arange(0, DR), visible,
-                             DR, DR, MASKED)
+                             DR, DR, MASKED, 0, PAGE)
             s = tl.dot(q_rope, tl.trans(to_compute(rope, dtype, FP8)), s, input_precision="ieee")
         if LATENT:
             vc = kc
         else:
-            vt = load_tile(v, stride_vb, stride_vn, stride_vh, block, place, head, offs_v, visible, DV, DVP, MASKED)
+            vt = load_tile(v, stride_vb, stride_vn, stride_vh, block, place, head, offs_v, visible, DV, DVP, MASKED,
+                           PACK_V, PAGE)
             vc = to_compute(vt, dtype, FP8)
         if MASKED or SOFTCAP or ALIBI:
             if SOFTCAP:
