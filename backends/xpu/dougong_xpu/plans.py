@@ -1,0 +1,58 @@
+"""What Intel's operators need to know of a step beside the batch: which queries see nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from dougong.hal import AttentionSpec, BatchView, GroupView, LayerArgs, LayerCache, Limits, Plan
+from dougong_kernels.ops.write import write as triton_write
+from dougong_kernels.target import available
+
+__all__ = ["BlindPlan", "head", "portable_write"]
+
+
+def head(x: torch.Tensor, count: int) -> torch.Tensor:
+    """``x[:count]``. Indexing would start torch's XPU runtime, which a CPU build lacks: the schemas are checked there,
+    on fake tensors."""
+    return x.narrow(0, 0, count)
+
+
+class BlindPlan(Plan):
+    """``blind`` [tokens, 1, 1] bool: queries that see nothing, whose answer the operators leave open. It is worked out
+    on the device, so that it stays right in a captured graph."""
+
+    def __init__(self, spec: AttentionSpec, limits: Limits, device: torch.device) -> None:
+        self._causal = spec.causal
+        self.blind = torch.zeros(limits.max_tokens, 1, 1, dtype=torch.bool, device=device)
+
+    def fill(self, batch: BatchView, view: GroupView) -> None:
+        self.batch = batch
+        tokens, rows = batch.num_tokens, batch.num_rows
+        if not tokens:
+            return
+        kv_len = view.kv_len[:rows]
+        if batch.max_q_len <= 1 and tokens == rows:
+            blind = kv_len == 0
+        else:
+            counts = batch.cu_q[1 : rows + 1] - batch.cu_q[:rows]
+            index = torch.arange(rows, device=kv_len.device)
+            row = torch.repeat_interleave(index, counts, output_size=tokens)
+            length = kv_len[row]
+            blind = length == 0
+            if self._causal:
+                place = torch.arange(tokens, device=kv_len.device) - batch.cu_q[row]
+                blind |= length - counts[row] + place < 0
+        self.blind[:tokens].copy_(blind[:, None, None])
+
+
+def portable_write(device: torch.device) -> Callable[..., None]:
+    """The cache write for libraries that bring none: Triton's kernel, or the core's where Triton cannot run."""
+    if not available(device):
+        return triton_write
+
+    def write(layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
+        cache.write_scaled(layer, k, v, slots)
+
+    return write
