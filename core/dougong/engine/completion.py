@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from dougong.engine.transcript import Transcript
 from dougong.scheduling import Request
 from dougong.types import RequestOutput, RequestTimes, SamplingParams
@@ -26,13 +29,14 @@ class Completion(Transcript):
 class RequestGroup:
     """A user's request: n completions of one prompt, and the RequestOutput that grows while they run."""
 
-    __slots__ = ("completions", "output", "times", "unfinished")
+    __slots__ = ("completions", "output", "times", "unfinished", "vector")
 
     def __init__(self, request_id: str, prompt: str | None, prompt_ids: list[int], sampling: SamplingParams) -> None:
         self.completions: list[Completion] = []
         self.unfinished = sampling.n
         self.times = RequestTimes(arrival=time.monotonic())
         self.output = RequestOutput(request_id, prompt, prompt_ids, [], times=self.times)
+        self.vector: npt.NDArray[np.float32] | None = None
         if sampling.prompt_logprobs is not None:
             self.output.prompt_logprobs = [None]
 
@@ -41,6 +45,18 @@ class RequestGroup:
         self.completions.append(completion)
         self.output.outputs.append(completion.output)
         return completion
+
+    def add_vector(self, anew: bool, part: npt.NDArray[np.float32]) -> None:
+        """A step's part [E] of the prompt's vector. ``anew``: the prompt begins with it (again, after a preemption)."""
+        self.vector = part if anew or self.vector is None else self.vector + part
+
+    def finish_vector(self, completion: Completion) -> None:
+        """The vector is complete. The token that was sampled beside it is nobody's."""
+        completion.output.token_ids.clear()
+        completion.output.text = ""
+        if self.vector is not None and completion.output.error is None:
+            count = len(self.output.prompt_token_ids) if completion.sampling.pooling == "mean" else 1
+            self.output.embedding = (self.vector / count).tolist()
 
     def finished_one(self) -> None:
         """One more completion is over; the request is when all are."""

@@ -272,6 +272,10 @@ class Engine:
         if result.prompt_logprobs:
             for row, entries in result.prompt_logprobs.items():
                 self._add_prompt_logprobs(plan.requests[row], entries)
+        for row, (anew, vector) in result.vectors.items():
+            completion = self._completions.get(plan.requests[row])
+            if completion is not None:
+                completion.group.add_vector(anew, vector)
         if self.transfer is not None:
             self.transfer.flush()  # what began behind the step before: its copies have run by now
             self.transfer.computed(plan)
@@ -373,6 +377,8 @@ class Engine:
     ) -> None:
         completion.finish(reason, stop, error)
         group = completion.group
+        if completion.sampling.pooling is not None:
+            group.finish_vector(completion)
         output = group.output
         output.num_cached_tokens = max(output.num_cached_tokens, completion.request.num_cached_tokens)
         del self._completions[completion.request]

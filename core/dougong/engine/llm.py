@@ -12,7 +12,8 @@ from dougong.config import engine_config_from_options
 from dougong.engine.beam import BeamSearchOutput, BeamSearchParams, beam_search
 from dougong.engine.engine import Engine
 from dougong.engine.prompt import Prompt
-from dougong.errors import ConfigError, InvalidRequestError
+from dougong.engine.vectors import unit
+from dougong.errors import ConfigError, EngineError, InvalidRequestError
 from dougong.plugins import Plugins
 from dougong.types import RequestOutput, SamplingParams
 
@@ -100,6 +101,32 @@ class LLM:
             for one in conversations
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: str = "last",
+        normalize: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[list[float]]:
+        """Each prompt's vector, out of the final hidden states; [hidden size].
+
+        Args:
+            pooling: ``last`` token, ``mean`` of all, or ``cls`` (the first): what the model was trained for.
+            normalize: to length 1.
+
+        Raises:
+            InvalidRequestError: a prompt cannot be served, or there is no such pooling.
+            EngineError: a step failed.
+        """
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, pooling=pooling)
+        found = []
+        for output in self.generate(prompts, sampling, use_tqdm=use_tqdm):
+            if output.embedding is None:
+                raise EngineError(output.outputs[0].error or "the engine gave no vector")
+            found.append(unit(output.embedding) if normalize else output.embedding)
+        return found
 
     def chat_prompt(
         self,

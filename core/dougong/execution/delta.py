@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dougong.scheduling import Request, StepPlan
 from dougong.types import SamplingParams
 
-__all__ = ["BlockChanges", "DeltaReader", "SlotInit", "StepDelta", "request_seed"]
+__all__ = ["BlockChanges", "DeltaReader", "PooledRow", "SlotInit", "StepDelta", "request_seed"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -49,6 +49,19 @@ class BlockChanges:
 
 
 @dataclass(slots=True)
+class PooledRow:
+    """A row whose request wants a vector of its prompt's hidden states: what this step adds to it."""
+
+    row: int
+    kind: str
+    """``last``, ``mean`` or ``cls``."""
+    first: bool
+    """The step computes the prompt's first token."""
+    last: bool
+    """The step computes the prompt's last token."""
+
+
+@dataclass(slots=True)
 class StepDelta:
     """One step. Rows as in the plan: decodes first.
 
@@ -76,6 +89,7 @@ class StepDelta:
     prompt_targets: list[tuple[int, int, list[int]]] = field(default_factory=list)
     """(row, first of its tokens in this step, the prompt tokens that follow from there on), for rows that want prompt
     logprobs and have not given these yet."""
+    pooled: list[PooledRow] = field(default_factory=list)
 
 
 def request_seed(request: Request, engine_seed: int) -> int:
@@ -149,6 +163,7 @@ class DeltaReader:
                 token_ids[row] = requests[row].token_slice(plan.starts[row], plan.starts[row] + 1)[0]
         place = decodes
         targets: list[tuple[int, int, list[int]]] = []
+        pooled: list[PooledRow] = []
         for row in range(rows):
             request = requests[row]
             if row >= decodes:
@@ -157,6 +172,10 @@ class DeltaReader:
                 place += length
             if request.sampling.prompt_logprobs is not None and request.parent is None:
                 self._add_targets(targets, row, request, plan.starts[row], plan.num_tokens[row])
+            kind = request.sampling.pooling
+            if kind is not None:
+                last = plan.starts[row] + plan.num_tokens[row] == len(request.prompt_token_ids)
+                pooled.append(PooledRow(row, kind, plan.starts[row] == 0, last))
         sample_rows = np.flatnonzero(np.array(plan.samples, dtype=bool))
         after = starts + lengths
         self._token_at[slots[sample_rows]] = after[sample_rows]
@@ -164,7 +183,7 @@ class DeltaReader:
         self._last = (plan.index, slots, after) if simple else None
         return StepDelta(
             plan.index, rows, decodes, plan.total_tokens, False, slots, starts, lengths, token_ids, sample_rows,
-            admitted, plan.released, changes, copies, targets,
+            admitted, plan.released, changes, copies, targets, pooled,
         )  # fmt: skip
 
     def _add_targets(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from dougong.execution.timings import StepTimings
 
 __all__ = ["PendingStep", "StepResult", "TokenLogprobs"]
@@ -33,6 +36,8 @@ class StepResult:
     prompt_logprobs  for rows whose request asked: (prompt token, its logprobs) in order of position; over all steps
                      each computed position comes once, whatever the chunks and preemptions, and the prompt's first
                      token never
+    vectors          for rows whose request asked for a vector: (whether this starts it anew, what this step adds, [E]
+                     float32); a mean's is a sum
     errors           rows without a token: their request ends, the others go on
     complete         rows whose grammar allows nothing after this token: their request ends with it
     """
@@ -40,6 +45,7 @@ class StepResult:
     tokens: list[int | None]
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[tuple[int, TokenLogprobs]]] = field(default_factory=dict)
+    vectors: dict[int, tuple[bool, npt.NDArray[np.float32]]] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
     complete: list[int] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from dougong.execution.logprobs import PromptLogprobs, unpack
 from dougong.execution.parallel import WARM_UP, open_ranks
 from dougong.execution.parts import RunnerParts, assemble
 from dougong.execution.persistent_batch import StagedStep
+from dougong.execution.pooling import PooledVectors
 from dougong.execution.result import PendingStep, StepResult
 from dougong.execution.sampler import BLOCKED_ROW, Sampled
 from dougong.execution.timings import StepTimings
@@ -232,6 +233,8 @@ class ModelRunner:
                 tensors += sampled.logprobs
         for prompt in prompts:
             tensors += prompt.tensors
+        pooled = PooledVectors(delta, hidden)
+        tensors += pooled.tensors
         copies = parts.transfer.to_host(tensors)
 
         def collect() -> StepResult:
@@ -239,6 +242,7 @@ class ModelRunner:
             arrived = copies.get()
             timings.wait = perf_counter() - begun
             result = _result(delta, sampled, prompts, arrived)
+            pooled.collect(result, arrived[len(arrived) - len(pooled.tensors) :])
             if guides is not None:
                 guides.take(result, delta.sample_rows)
             return result

@@ -274,8 +274,8 @@ class Planner:
 
     def _find_hit(self, request: Request) -> PrefixHit | None:
         """What need not be computed; None: a sibling is computing the prompt, wait for it."""
-        if request.sampling.prompt_logprobs is not None:
-            return NO_HIT  # the logits of every prompt token are asked for
+        if request.sampling.wants_whole_prompt:
+            return NO_HIT  # something of every prompt token is asked for
         root = request.parent or request
         if root.children:
             prompt = len(request.prompt_token_ids)

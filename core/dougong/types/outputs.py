@@ -61,6 +61,8 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
     """Prompt tokens whose KV came from the prefix cache."""
+    embedding: list[float] | None = None
+    """The prompt's vector, where ``SamplingParams.pooling`` asked for it; [hidden size]."""
     times: RequestTimes = field(default_factory=RequestTimes)
     kv_transfer_params: dict[str, Any] | None = None
     """Of an engine that gives its KV away: what to put into the prompt for the engine that takes it."""
