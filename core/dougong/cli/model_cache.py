@@ -86,9 +86,9 @@ def remove_model(model: CachedModel) -> int:
     if model.source == "package":
         raise ConfigError(f"{model.name!r} is part of an installed package: uninstall that with pip.")
     if model.source == Source.HUGGINGFACE.value:
-        from huggingface_hub import scan_cache_dir
+        from huggingface_hub import constants, scan_cache_dir
 
-        info = scan_cache_dir()
+        info = scan_cache_dir(constants.HF_HUB_CACHE)
         revisions = [
             one.commit_hash for repo in info.repos if str(repo.repo_path) == model.path for one in repo.revisions
         ]
@@ -125,11 +125,11 @@ def _packaged() -> Iterator[CachedModel]:
 
 
 def _huggingface() -> Iterator[CachedModel]:
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        info = scan_cache_dir()
+        info = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return
     for repo in sorted(info.repos, key=lambda one: one.repo_id):

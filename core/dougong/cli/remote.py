@@ -20,7 +20,7 @@ def base_url(url: str) -> str:
     Raises:
         ConfigError: there is no host in it.
     """
-    text = url.strip().rstrip("/")
+    text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
     parts = urlsplit(text)
