@@ -28,6 +28,8 @@ def build_app() -> typer.Typer:
     from dougong.cli.chat import chat
     from dougong.cli.doctor import doctor
     from dougong.cli.generate import generate
+    from dougong.cli.models import models_app
+    from dougong.cli.serve import keys_app, serve_command
     from dougong.plugins import load_plugins
 
     app = typer.Typer(
@@ -41,6 +43,9 @@ def build_app() -> typer.Typer:
     app.command()(generate)
     app.command()(chat)
     app.command()(doctor)
+    app.command("serve")(serve_command())
+    app.add_typer(keys_app, name="keys")
+    app.add_typer(models_app, name="models")
     app.add_typer(bench_app, name="bench")
     # A broken plugin must not keep `doctor` from telling about it: errors are raised where engines start.
     _add_plugin_commands(app, load_plugins(strict=False))

@@ -74,6 +74,7 @@ async def until_refused(client: EngineClient) -> None:
         await collect(client, [1, 2], PARAMS[0], "x")
 
 
+pytestmark = pytest.mark.xdist_group("server")
 PARAMS = [
     SamplingParams(max_tokens=12, temperature=0),
     SamplingParams(max_tokens=12, temperature=1, seed=5, n=3, logprobs=2),
@@ -123,6 +124,7 @@ def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_fu
     with_client(given, work)
 
 
+@pytest.mark.prove
 def test_a_killed_engine_fails_its_requests_with_the_cause_and_the_next_request_works(tiny_model: Path) -> None:
     async def work(client: EngineClient) -> None:
         seen = Seen()
@@ -154,6 +156,7 @@ def test_what_stops_the_engines_start_is_raised_with_its_class_and_text(tmp_path
         asyncio.run(start(config(tiny_model, skip_tokenizer_init=True)))
 
 
+@pytest.mark.prove
 def test_an_engine_that_cannot_be_started_again_is_named_in_every_refusal(tiny_model: Path, tmp_path: Path) -> None:
     moved = tmp_path / "model"
     moved.mkdir()

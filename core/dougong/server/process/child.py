@@ -104,9 +104,10 @@ class EngineChild:
         assert self._gone is not None
         if self._gone.done() and not await self._channel.poll(_LAST_WORDS_MS):
             return None
-        self._receiving = self._channel.recv()
+        self._receiving = asyncio.ensure_future(self._channel.recv())
         try:
-            return _DECODER.decode(await self._receiving)
+            message: FromEngine = _DECODER.decode(await self._receiving)
+            return message
         except asyncio.CancelledError:
             if not self._silenced:
                 raise

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from dougong.config import EngineConfig
 from dougong.engine.logprobs import LogprobReader
 from dougong.engine.prompt import PromptReader
+from dougong.engine.vectors import unit
 from dougong.errors import ConfigError, DougongError, EngineError, InvalidRequestError
 from dougong.models import get_tokenizer
 from dougong.server.errors import EngineDownError
@@ -142,11 +142,11 @@ class EngineClient:
         kv_transfer_params: Mapping[str, Any] | None = None,
         trace: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Yield the request's output each time it has grown; it is the same object every time. Closing it aborts.
 
-        A completion that failed, with the engine or alone, ends with ``finish_reason`` ERROR and its ``error``; one that
-        is not over after ``timeout_s`` seconds ends with ABORT and an ``error`` that says so.
+        A completion that failed, with the engine or alone, ends with ``finish_reason`` ERROR and its ``error``; one
+        that is not over after ``timeout_s`` seconds ends with ABORT and an ``error`` that says so.
 
         Raises:
             InvalidRequestError: it can never be served, or the id is in use.
@@ -161,7 +161,6 @@ class EngineClient:
             replace(resolved, stop=(), detokenize=False),
             priority,
             cache_salt,
-            None,
             None if kv_transfer_params is None else dict(kv_transfer_params),
         )
         start = RequestStart(request_id, len(prompt_token_ids), params, priority, trace)
@@ -189,27 +188,24 @@ class EngineClient:
             InvalidRequestError, EngineDownError: as `generate`.
             EngineError: the step failed, or the engine died meanwhile.
         """
-        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, pooling=pooling)
         self.check(prompt_token_ids, params)
-        add = Add(0, request_id, prompt_token_ids, params, priority, None, pooling)
+        add = Add(0, request_id, prompt_token_ids, params, priority)
         start = RequestStart(request_id, len(prompt_token_ids), params, priority)
         vector: list[float] | None = None
         error: str | None = None
         async with aclosing(self._run(add, params, start, timeout_s)) as streams:
             async for stream in streams:
-                vector, error = stream.vector, stream.output.outputs[0].error
+                vector, error = stream.output.embedding, stream.output.outputs[0].error
         if vector is None:
             raise EngineError(error or "the engine gave no vector")
-        if not normalize:
-            return vector
-        length = math.sqrt(math.fsum(value * value for value in vector)) or 1.0
-        return [value / length for value in vector]
+        return unit(vector) if normalize else vector
 
     async def _run(
         self, add: Add, params: SamplingParams, start: RequestStart, timeout_s: float | None
-    ) -> AsyncIterator[RequestStream]:
+    ) -> AsyncGenerator[RequestStream, None]:
         """Send a request and yield its stream whenever it changed, until it is over."""
-        child = await self._ready()
+        child = await self.ready()
         if add.request_id in self._by_id:
             raise InvalidRequestError(f"request id {add.request_id!r} is in use: give each running request its own.")
         add.handle = self._next_handle
@@ -241,8 +237,12 @@ class EngineClient:
             if not stream.output.finished:
                 self._abort(stream)
 
-    async def _ready(self) -> EngineChild:
-        """The engine's process, once it stands."""
+    async def ready(self) -> EngineChild:
+        """The engine's process, once it stands.
+
+        Raises:
+            EngineDownError: it cannot be started, or the server shuts down.
+        """
         while True:
             if self._closing:
                 raise EngineDownError("the server is shutting down.")
@@ -331,13 +331,13 @@ class EngineClient:
         Raises:
             EngineDownError: there is no engine.
         """
-        child = await self._ready()
+        child = await self.ready()
         future: asyncio.Future[EngineSnapshot] = asyncio.get_running_loop().create_future()
         self._asking.append(future)
         child.say(Snapshot())
         return await future
 
-    async def subscribe(self) -> AsyncIterator[EngineSnapshot]:
+    async def subscribe(self) -> AsyncGenerator[EngineSnapshot, None]:
         """Snapshots as the engine goes, at most five a second; a slow reader misses some."""
         queue: asyncio.Queue[EngineSnapshot] = asyncio.Queue(1)
         self._watchers.append(queue)
@@ -365,7 +365,7 @@ class EngineClient:
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no request holds."""
-        (await self._ready()).say(ResetPrefixCache())
+        (await self.ready()).say(ResetPrefixCache())
 
     # -- life and death ----------------------------------------------------------------------------------
 

@@ -61,8 +61,6 @@ class Add(_Message):
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
-    pooling: str | None = None
-    """``last``, ``mean`` or ``cls``: give this vector of the prompt in place of tokens."""
     kv_transfer_params: dict[str, Any] | None = None
 
 

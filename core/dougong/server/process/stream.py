@@ -21,7 +21,7 @@ class RequestStream:
     newest state once.
     """
 
-    __slots__ = ("changed", "handle", "output", "refusal", "transcripts", "unfinished", "vector")
+    __slots__ = ("changed", "handle", "output", "refusal", "transcripts", "unfinished")
 
     def __init__(
         self, handle: int, request_id: str, prompt_ids: list[int], params: SamplingParams, tokenizer: Any
@@ -39,8 +39,6 @@ class RequestStream:
         self.changed = asyncio.Event()
         self.refusal: tuple[str, str] | None = None
         """(class name, text) of the error with which the engine refused the request."""
-        self.vector: list[float] | None = None
-        """Of a pooling request."""
 
     def token(self, index: int, token_id: int) -> str | None:
         """Completion ``index`` got a plain token; returns the stop string that it completed."""
@@ -61,7 +59,7 @@ class RequestStream:
         if update.token_ids:
             times.first_token = now if times.first_token is None else times.first_token
         if update.vector is not None:
-            self.vector = update.vector
+            output.embedding = update.vector
         output.num_cached_tokens = max(output.num_cached_tokens, update.cached_tokens)
         if update.kv_transfer_params is not None:
             output.kv_transfer_params = update.kv_transfer_params

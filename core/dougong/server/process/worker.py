@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 
 #: How long the loop may take to end by itself once the parent is gone.
 _GRACE_S = 5.0
+#: How often an idle loop looks whether a grammar is compiled.
+_COMPILING_S = 0.005
 
 
 class _Stream:
@@ -78,6 +81,7 @@ class EngineWorker:
         self._by_id: dict[str, _Stream] = {}
         self._by_handle: dict[int, _Stream] = {}
         self._early: list[Update] = []  # answers that no step gives
+        self._compiling: list[tuple[Future[Any], Add]] = []
         self._record: StepRecord | None = None
         self._snapshots = SnapshotReader(engine, os.getpid())
         self._watch_s = 0.0
@@ -96,6 +100,8 @@ class EngineWorker:
         engine = self._engine
         while not self._closing.is_set():
             self._take_commands(wait=not engine.has_work and not self._early)
+            if self._compiling:
+                self._take_compiled()
             begun = time.perf_counter()
             outputs = engine.step() if engine.has_work else []
             self._hand_over(outputs, begun)
@@ -106,7 +112,8 @@ class EngineWorker:
         if wait:
             # Wakes up to see whether the parent is gone, and for a snapshot that somebody watches.
             pause = 1.0 if not self._watch_s else max(0.0, self._next_look - time.monotonic())
-            if not self._channel.poll(int(1000 * min(pause, 1.0)) + 1):
+            pause = min(pause, _COMPILING_S if self._compiling else 1.0)
+            if not self._channel.poll(int(1000 * pause) + 1):
                 return
         while True:
             try:
@@ -126,6 +133,8 @@ class EngineWorker:
             if stream is not None:
                 self._engine.abort(stream.output.request_id)
                 self._forget(stream)
+            else:
+                self._compiling = [one for one in self._compiling if one[1].handle != command.handle]
         elif isinstance(command, Finish):
             self._finish(command)
         elif isinstance(command, Watch):
@@ -139,6 +148,30 @@ class EngineWorker:
             self._closing.set()
 
     def _add(self, command: Add) -> None:
+        """Take a request, once what its text must look like is compiled: that is done on other threads."""
+        structured = command.params.structured
+        if structured is None:
+            self._begin(command)
+        else:
+            self._compiling.append((self._engine.grammars.submit(structured), command))
+
+    def _take_compiled(self) -> None:
+        waiting, self._compiling = self._compiling, []
+        for future, command in waiting:
+            if not future.done():
+                self._compiling.append((future, command))
+                continue
+            error = future.exception()
+            if error is None:
+                self._begin(command)
+            else:
+                self._refuse(command, error)
+
+    def _refuse(self, command: Add, error: BaseException) -> None:
+        kind = InvalidRequestError.__name__ if isinstance(error, InvalidRequestError) else type(error).__name__
+        self._early.append(Update(command.handle, finish="error", error=str(error), error_type=kind))
+
+    def _begin(self, command: Add) -> None:
         prompt: dict[str, Any] = {"prompt_token_ids": command.prompt_token_ids}
         if command.cache_salt is not None:
             prompt["cache_salt"] = command.cache_salt
@@ -147,8 +180,7 @@ class EngineWorker:
         try:
             output = self._engine.add(command.request_id, prompt, command.params, priority=command.priority)
         except DougongError as error:
-            kind = InvalidRequestError.__name__ if isinstance(error, InvalidRequestError) else type(error).__name__
-            self._early.append(Update(command.handle, finish="error", error=str(error), error_type=kind))
+            self._refuse(command, error)
             return
         stream = _Stream(command.handle, output)
         self._by_id[command.request_id] = stream
@@ -226,6 +258,7 @@ class EngineWorker:
             update.error = completion.error
             update.cached_tokens = output.num_cached_tokens
             update.kv_transfer_params = output.kv_transfer_params
+            update.vector = output.embedding
         return update
 
     def _counters(self, begun: float) -> StepCounters | None:

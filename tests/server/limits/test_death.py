@@ -1,0 +1,141 @@
+"""The engine's process is killed under load; the server is told to stop. Every client gets an answer or an error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from server_harness import served
+
+
+@pytest.mark.prove
+def test_kill_9_under_load_answers_everybody_and_the_next_request_works(tiny_model: Path) -> None:
+    with served(tiny_model) as server:
+        body: Any = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
+
+        async def one(client: httpx.AsyncClient, stream: bool) -> str:
+            answer = await client.post(f"{server.url}/v1/completions", json=body | {"stream": stream}, timeout=60)
+            if stream:
+                assert answer.text.endswith("data: [DONE]\n\n")
+                return answer.text
+            assert answer.status_code in (200, 500, 503)
+            return answer.text
+
+        async def load() -> list[str]:
+            async with httpx.AsyncClient(limits=httpx.Limits(max_connections=100)) as client:
+                tasks = [asyncio.ensure_future(one(client, bool(i % 2))) for i in range(40)]
+                while server.client.num_completions < 40:
+                    await asyncio.sleep(0.01)
+                os.kill(server.client.info.pid, signal.SIGKILL)
+                return await asyncio.gather(*tasks)
+
+        texts = asyncio.run(load())
+        assert len(texts) == 40
+        assert sum("SIGKILL" in text for text in texts) > 20
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
+            after = client.completions.create(model="tiny", prompt="ab", max_tokens=3)
+        assert after.usage is not None
+        assert server.client.restarts == 1
+        assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "restarts": 1}
+
+
+class Process:
+    """``dougong serve`` as a user starts it."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "dougong", "serve", *arguments, "--port", "0", "--backend", "cpu"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self.url = ""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        assert self._ready.wait(60), self.lines
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            found = re.search(r"https?://[\d.]+:\d+", line)
+            if found is not None:
+                self.url = found[0]
+                self._ready.set()
+        self._ready.set()
+
+    def end(self, timeout: float) -> int:
+        try:
+            return self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+            self._reader.join(10)
+            assert self.process.stderr is not None
+            self.process.stderr.close()
+
+
+@pytest.mark.prove
+def test_sigterm_lets_streams_finish_and_a_second_one_ends_at_once(tiny_model: Path) -> None:
+    body: Any = {"prompt": "ab", "max_tokens": 300, "ignore_eos": True, "stream": True}
+    server = Process(str(tiny_model), "--max-num-seqs", "4", "--num-kv-blocks", "64")
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        assert list(lines)[-2] == "data: [DONE]"
+    assert server.end(30) == 0
+    assert any("may finish" in line for line in server.lines)
+
+    server = Process(str(tiny_model), "--max-num-seqs", "1", "--num-kv-blocks", "64")
+    started = time.monotonic()
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body | {"n": 100}, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        rest = list(lines)
+        assert any("error" in line for line in rest[-4:])
+    assert server.end(30) == 0
+    assert time.monotonic() - started < 25
+
+
+@pytest.mark.prove
+def test_the_engine_ends_when_its_server_is_killed(tiny_model: Path) -> None:
+    server = Process(str(tiny_model), "--num-kv-blocks", "64")
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    assert children
+    server.process.kill()
+    server.end(10)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.prove
+def test_tls_serves_https(tiny_model: Path, tmp_path: Path) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
+         "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with served(tiny_model, tls_cert=cert, tls_key=key) as server:
+        import ssl
+
+        trusted = ssl.create_default_context(cafile=cert)
+        with httpx.Client(verify=trusted) as client:
+            assert client.get(f"{server.url}/health").status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{server.port}/health")
