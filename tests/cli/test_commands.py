@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from e2e_harness import BACKEND
 
-from dougong.cli import main
-
-
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process, which has loaded torch already."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: str, stdin: str = "") -> Ended:
-        monkeypatch.setattr(sys, "argv", ["dougong", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        found = capsys.readouterr()
-        return Ended(code, found.out, found.err)
-
-    return run
+from tests.cli.shell import Command
 
 
 @pytest.fixture

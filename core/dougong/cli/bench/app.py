@@ -7,6 +7,7 @@ import typer
 from dougong.cli.bench.attention import attention
 from dougong.cli.bench.kv import kv
 from dougong.cli.bench.offline import offline
+from dougong.cli.bench.perplexity import perplexity
 from dougong.cli.bench.serve import serve
 from dougong.cli.bench.serve_checks import serve_checks
 from dougong.cli.bench.step import step
@@ -19,6 +20,7 @@ bench_app = typer.Typer(
 bench_app.command()(attention)
 bench_app.command()(kv)
 bench_app.command()(offline)
+bench_app.command()(perplexity)
 bench_app.command()(serve)
 bench_app.command("serve-checks")(serve_checks)
 bench_app.command()(step)
