@@ -36,23 +36,31 @@ class EngineConfig:
     skip_tokenizer_init: bool = False
     """Prompts come as token ids and no text is made."""
     revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the tokenizer. Only for sources that you trust."""
     dtype: str = "auto"
+    """auto (as the weights, where the device can), bfloat16, float16 or float32."""
     backend: str | None = None
     """None: ``DOUGONG_BACKEND``, or the best that this machine has."""
     device_index: int = 0
+    """Which of the backend's devices; the first of several with tensor_parallel_size."""
     load_format: str = "auto"
     """``dummy``: random weights of the config's shapes."""
     quantization: str | None = None
     """``int8`` or ``int4`` weights, or the name of a plugin's format; None: as the files say."""
     kv_cache_dtype: str = "auto"
+    """Data type of the KV cache; auto: the model's. int8 and fp8 hold about twice the tokens."""
     max_model_len: int | None = None
+    """Longest prompt and answer together, in tokens; None: the model's own."""
     max_num_seqs: int = 256
+    """Most requests that run at once; the others wait."""
     max_num_batched_tokens: int | None = None
     """Tokens computed in one step, over all requests; None: 2,048 on hosts and 8,192 where memory is ample."""
     long_prefill_token_threshold: int | None = None
     """Most tokens that one prompt takes of a step while others wait; None: no such bound."""
     block_size: int | None = None
+    """Tokens per KV block; None: what the attention kernel likes best."""
     num_kv_blocks: int | None = None
     """Blocks in the pool; None: what fits into ``memory_utilization`` of the device."""
     memory_utilization: float = 0.9
@@ -60,8 +68,11 @@ class EngineConfig:
     kv_cache_memory: int | None = None
     """Bytes for the cache, in place of ``memory_utilization``."""
     enable_prefix_caching: bool = True
+    """Keep the KV of prompts, so that a prompt that begins alike need not be computed again."""
     enable_chunked_prefill: bool = True
+    """Compute long prompts over several steps, so that running requests need not wait for them."""
     scheduling_policy: str = "fcfs"
+    """fcfs (in the order of arrival), priority, or a plugin's policy."""
     overlap: bool = True
     """Schedule step N+1 while step N runs. Results are the same."""
     enforce_eager: bool = False
@@ -71,6 +82,7 @@ class EngineConfig:
     warm_up: bool = True
     """Capture graphs and compile before the first request; otherwise when each is first needed."""
     tensor_parallel_size: int = 1
+    """Devices over which each layer is split."""
     seed: int = 0
     """Seeds requests that bring none, and dummy weights."""
     attention_provider: str | None = None
