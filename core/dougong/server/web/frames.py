@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from base64 import b64encode
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ COLOURS = 12
 
 #: Cells: below `_OWNED` a state, from there on the colour of the request that holds it.
 _FREE, _CACHED, _SHARED, _SCRATCH, _HELD, _OWNED = 0, 1, 2, 3, 4, 8
+#: `BlockMap.states` to cells; whose a held block is comes after. A pool has 100,000 blocks: no loop over them here.
+_CELLS = bytes((_FREE, _CACHED, _HELD, _HELD)) + bytes(252)
+_SEVERAL = re.compile(rb"[^\x00\x01]")
 
 
 def engine_frame(info: EngineInfo, model_names: Sequence[str]) -> dict[str, Any]:
@@ -112,17 +116,17 @@ def _step(one: StepTimes) -> list[float]:
 
 def _group(blocks: BlockMap, index: int, running: Sequence[RequestState]) -> dict[str, Any]:
     states, counts = blocks.states, blocks.ref_counts
-    cells = bytearray(_HELD if state >= 2 else state for state in states)
+    cells = bytearray(states.translate(_CELLS))
     for request in running:
         if index < len(request.blocks):
             mark = _OWNED + _colour(request.request_id)
             for block in request.blocks[index]:
                 if block and cells[block] == _HELD:
                     cells[block] = mark
-    for block, count in enumerate(counts):
-        if count > 1:
-            cells[block] = _SHARED
+    for match in _SEVERAL.finditer(counts):
+        cells[match.start()] = _SHARED
     cells[: blocks.scratch_blocks] = bytes([_SCRATCH]) * blocks.scratch_blocks
+    usable = states[blocks.scratch_blocks :]
     per_cell = -(-len(cells) // MOST_CELLS)
     if per_cell > 1:
         cells = bytearray(_most(cells[start : start + per_cell]) for start in range(0, len(cells), per_cell))
@@ -131,8 +135,8 @@ def _group(blocks: BlockMap, index: int, running: Sequence[RequestState]) -> dic
         "window": blocks.window,
         "blocks": len(states),
         "scratch": blocks.scratch_blocks,
-        "held": sum(state >= 2 for state in states[blocks.scratch_blocks :]),
-        "cached": states.count(1),
+        "held": sum(usable.count(state) for state in (2, 3)),
+        "cached": usable.count(1),
         "per_cell": per_cell,
         "cells": b64encode(cells).decode("ascii"),
     }
@@ -140,4 +144,5 @@ def _group(blocks: BlockMap, index: int, running: Sequence[RequestState]) -> dic
 
 def _most(cells: bytearray) -> int:
     """What a cell of several blocks shows: the state most of them have."""
-    return max(set(cells), key=cells.count)
+    first = cells[0]
+    return first if cells.count(first) == len(cells) else max(set(cells), key=cells.count)
