@@ -10,6 +10,7 @@ const FIRST_SPAN = 15;
 const KEPT = 150;
 const MOST_STEPS = 240;
 const RETRY_MS = 1500;
+const QUIET_MS = 4000;
 const OWNED = 8; // cells from here on are colours of requests; below are states
 const STATES = ["free", "cached", "shared", "line", "soft"];
 
@@ -33,6 +34,9 @@ export function initEngine({ onKeyNeeded }) {
     if (document.hidden) hideEngine();
     else showEngine();
   });
+  setInterval(() => {
+    if (follower && frame && !byId("live-state").dataset.name && performance.now() - received > QUIET_MS) say("quiet");
+  }, 1000);
   new ResizeObserver(() => draw()).observe(byId("view-engine"));
   document.querySelector(".lines details").addEventListener("toggle", () => drawTable(true));
   byId("kv-groups").addEventListener("pointermove", point);

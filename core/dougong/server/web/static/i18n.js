@@ -27,7 +27,7 @@ const WORDS = {
     requestNote: "{0} running, {1} waiting", idle: "No request in the last minute. Ask something in the chat.",
     kernelNote: "{0} on {1} · {2}", refusedNone: "the only one", refusedOne: "1 refused", refused: "{0} refused",
     id: "Request", state: "State", prompt: "Prompt", output: "Output", blocks: "Blocks", age: "Age", ofMax: "{0} of {1}",
-    lost: "The engine does not answer. Trying again…", needKey: "This server asks for an API key.", enterKey: "Enter it",
+    lost: "The server does not answer. Trying again…", quiet: "No news from the engine: a long step, or it is being restarted.", needKey: "This server asks for an API key.", enterKey: "Enter it",
     kvLabel: "Map of KV blocks: {0} of {1} held.", timeLabel: "Timeline: {0} running and {1} waiting requests.",
     stepLabel: "Time of the last steps, median {0} ms.", waitingState: "waiting", runningState: "running", preempted: "preempted",
 
@@ -58,7 +58,7 @@ const WORDS = {
     requestNote: "{0} 个运行，{1} 个等待", idle: "最近一分钟没有请求。去对话里问点什么吧。",
     kernelNote: "{0} · {1} · {2}", refusedNone: "唯一候选", refusedOne: "1 个被拒", refused: "{0} 个被拒",
     id: "请求", state: "状态", prompt: "提示", output: "输出", blocks: "块", age: "时长", ofMax: "{0} / {1}",
-    lost: "引擎没有应答，正在重试……", needKey: "此服务器需要 API 密钥。", enterKey: "输入密钥",
+    lost: "服务器没有应答，正在重试……", quiet: "引擎暂无消息：可能正在执行较长的一步，或正在重启。", needKey: "此服务器需要 API 密钥。", enterKey: "输入密钥",
     kvLabel: "KV 块图：共 {1} 块，占用 {0} 块。", timeLabel: "时间线：{0} 个运行、{1} 个等待的请求。",
     stepLabel: "最近各步耗时，中位数 {0} 毫秒。", waitingState: "等待", runningState: "运行", preempted: "被抢占",
 
