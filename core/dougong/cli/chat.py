@@ -61,7 +61,7 @@ def chat(
         remote = Remote(url, api_key)
         name = model or _served(remote)
         notes.print(f"[bold]{name}[/] at {remote.url}. {_HELP}", style="dim")
-        _converse(_remote_answer(remote, name, sampling), opening, notes)
+        _converse(_remote_answer(remote, name, sampling, notes), opening, notes)
         return
     from dougong.engine import LLM
 
@@ -124,7 +124,7 @@ def _served(remote: Remote) -> str:
     return names[0]
 
 
-def _remote_answer(remote: Remote, model: str, sampling: SamplingParams) -> Answer:
+def _remote_answer(remote: Remote, model: str, sampling: SamplingParams, notes: Console) -> Answer:
     wanted: dict[str, Any] = {
         "model": model,
         "max_tokens": sampling.max_tokens,
@@ -142,10 +142,14 @@ def _remote_answer(remote: Remote, model: str, sampling: SamplingParams) -> Answ
             usage = chunk.get("usage") or usage
             for choice in chunk.get("choices", ()):
                 reason = choice.get("finish_reason") or reason
-                piece = choice.get("delta", {}).get("content") or ""
-                if piece:
+                delta = choice.get("delta") or {}
+                thought, piece = delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content") or ""
+                if thought or piece:
                     last = perf_counter()
                     first = last if first is None else first
+                if thought:
+                    notes.print(thought, end="", style="dim", markup=False, highlight=False)
+                if piece:
                     text += piece
                     print(piece, end="", flush=True)
         print()

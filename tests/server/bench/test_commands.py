@@ -86,13 +86,13 @@ def talk(fake: Fake, *lines: str, options: tuple[str, ...] = ()) -> Result:
 
 
 def test_a_conversation_with_a_server(fake: Fake) -> None:
-    fake.events = chat_events("Par", "is.")
+    fake.events = [event({"choices": [{"delta": {"reasoning_content": "(a city)"}}]}), *chat_events("Par", "is.")]
     done = talk(
         fake, "capital of France?", "and again", "/undo", "once more", "/quit",
         options=("--system", "be short", "--api-key", "sk-3", "-t", "0.5", "--seed", "9"),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert done.stdout.count("Paris.") == 3
+    assert done.stdout.count("Paris.") == 3 and done.stderr.count("(a city)") == 3
     assert "tiny at http" in done.stderr and "7 prompt + 3 new tokens" in done.stderr and "ended by stop" in done.stderr
     roles = [[message["role"] for message in body["messages"]] for body in fake.bodies]
     one_turn = ["system", "user", "assistant", "user"]

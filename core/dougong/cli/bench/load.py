@@ -16,6 +16,9 @@ from dougong.cli.bench.workload import Arrivals, Prompt
 
 __all__ = ["Answer", "Target", "run_load"]
 
+#: Fields of a chat's delta that are part of the answer.
+_PIECES = ("content", "reasoning_content", "reasoning", "tool_calls")
+
 
 @dataclass
 class Answer:
@@ -204,5 +207,5 @@ def _note(chunk: dict[str, Any], now: float, answer: Answer) -> None:
         answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
     for choice in chunk.get("choices", ()):
         delta = choice.get("delta") or {}
-        if choice.get("text") or delta.get("content") or delta.get("reasoning_content") or delta.get("tool_calls"):
+        if choice.get("text") or any(delta.get(name) for name in _PIECES):
             answer.pieces.append(now)

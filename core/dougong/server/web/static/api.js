@@ -1,4 +1,4 @@
-// Talking with the server that this page came from.
+// Talking with the server that this page came from; paths are relative, so that a proxy may serve it below a path.
 
 import { apiKey } from "./store.js";
 import { t } from "./i18n.js";
@@ -35,7 +35,7 @@ async function failure(response) {
 }
 
 export async function models() {
-  const response = await request("/v1/models");
+  const response = await request("v1/models");
   return (await response.json()).data;
 }
 
@@ -68,7 +68,7 @@ export async function* events(path, options) {
 /** Chunks of a streamed chat completion. */
 export async function* chat(body, signal) {
   const options = { method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  for await (const { data } of events("/v1/chat/completions", options)) {
+  for await (const { data } of events("v1/chat/completions", options)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(chunk.error.code ?? 500, chunk.error.message);

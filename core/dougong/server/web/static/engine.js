@@ -63,7 +63,7 @@ export function hideEngine() {
 async function follow(mine) {
   while (!mine.signal.aborted) {
     try {
-      for await (const { event, data } of events("/web/live", { signal: mine.signal })) {
+      for await (const { event, data } of events("web/live", { signal: mine.signal })) {
         const content = JSON.parse(data);
         if (event === "engine") restart(content);
         else if (event === "snapshot") take(content);
