@@ -19,6 +19,7 @@ _LAZY = {
     "RequestOutput": "dougong.types",
     "CompletionOutput": "dougong.types",
     "FinishReason": "dougong.types",
+    "StructuredOutput": "dougong.types",
     "DougongError": "dougong.errors",
 }
 
@@ -32,6 +33,7 @@ __all__ = [
     "FinishReason",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutput",
     "__version__",
 ]
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from dougong.engine.engine import Engine
     from dougong.engine.llm import LLM
     from dougong.errors import DougongError
-    from dougong.types import CompletionOutput, FinishReason, RequestOutput, SamplingParams
+    from dougong.types import CompletionOutput, FinishReason, RequestOutput, SamplingParams, StructuredOutput
 
 
 def __getattr__(name: str) -> Any:

@@ -118,6 +118,15 @@ def test_every_way_gives_the_same_tokens(tiny: dict[str, Path], references: dict
             assert one.engine.stats.preemptions, "the pool was not small enough to test anything"
 
 
+def test_guided_requests_take_part_in_every_step(tiny: dict[str, Path]) -> None:
+    """They are scheduled ahead like free ones: no step is left out to wait for their tokens."""
+    with opened(tiny["llama"]) as one:
+        guided = SamplingParams(structured=StructuredOutput(regex="[ab]{60}"), max_tokens=80, temperature=0.0)
+        outputs = one.generate([[65, 66], [67]], [guided, greedy(60)], use_tqdm=False)
+        assert len(outputs[0].outputs[0].text) == len(outputs[1].outputs[0].token_ids) == 60
+        assert one.engine.stats.steps <= 63
+
+
 def schemas() -> st.SearchStrategy[dict[str, Any]]:
     texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=6)
     leaves = st.one_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ class FakeGrammar:
     breaks_at: int = -1
     vocab: int = 97
     started: list[FakeGuide] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    """Where masks were made."""
 
     def allowed(self, place: int) -> list[int]:
         return [token for token in range(self.vocab) if (token + place) % self.modulus == 0]
@@ -47,6 +50,7 @@ class FakeGrammar:
             guide.tokens.append(token)
 
     def fill(self, guides: Sequence[Any], bits: np.ndarray) -> None:
+        self.threads.add(threading.current_thread().name)
         for row, guide in zip(bits, guides, strict=True):
             if guide.complete:
                 continue

@@ -54,6 +54,8 @@ def test_guided_and_free_rows_with_and_without_overlap(llama_folder: Path, optio
     for place, token in enumerate(tokens):
         assert token == max(FakeGrammar(modulus=4).allowed(place), key=lambda t: float(logits[place, t]))
     assert all((token + place) % 7 == 0 for place, token in enumerate(in_turn["seven"]))
+    # Where the host computes, masks are made beside its forward.
+    assert all(name.startswith("dougong-masks") for name in grammars[0].threads)
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -266,8 +266,8 @@ def _grammar(library: Any, structured: StructuredOutput) -> str:
         overrides: dict[str, Any] = {"whitespace_flexible": False}
         if structured.whitespace:
             overrides = {"whitespace_flexible": True, "whitespace_pattern": _WHITE_SPACE}
-        _check_multiples(json.loads(structured.json))
-        return str(matcher.grammar_from_json_schema(structured.json, overrides=overrides))
+        _check_multiples(json.loads(structured.schema))
+        return str(matcher.grammar_from_json_schema(structured.schema, overrides=overrides))
     if structured.regex is not None:
         # \d is 0 to 9, as in JSON schemas, and not the digits of every script
         expression = library.regex_to_lark(structured.regex, "d")

@@ -25,6 +25,9 @@ ROUTERS = [
     "dougong.server.openai.embeddings",
     "dougong.server.openai.models",
     "dougong.server.openai.tokenize",
+    "dougong.server.openai.responses",
+    "dougong.server.anthropic.messages",
+    "dougong.server.ollama.api",
     "dougong.server.metrics",
     "dougong.server.web.routes",
 ]

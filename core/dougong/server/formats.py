@@ -105,7 +105,7 @@ def _thought(form: ReasoningFormat, prompt: str) -> tuple[str, str] | None:
 
 def _answer_rule(answer: StructuredOutput) -> str:
     if answer.json is not None:
-        schema = json.loads(answer.json)
+        schema = json.loads(answer.schema)
         space: dict[str, Any] = {"whitespace_flexible": False}
         if answer.whitespace:
             space = {"whitespace_flexible": True, "whitespace_pattern": _WHITE_SPACE}

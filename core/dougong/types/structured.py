@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,14 @@ class StructuredOutput:
         InvalidRequestError: none or several forms are given, one is of a wrong type, or too large.
     """
 
-    json: str | None = None
+    json: Mapping[str, Any] | str | bool | type[Any] | None = None
     """A JSON schema: given as a mapping, its text, a pydantic model, or True for any object; kept as text.
 
     Properties come in the schema's order."""
     regex: str | None = None
     """A regular expression that the whole text matches: Rust's syntax, without look-around and back-references."""
-    choice: tuple[str, ...] | None = None
-    """The text is one of these."""
+    choice: Sequence[str] | None = None
+    """The text is one of these; kept as a tuple."""
     lark: str | None = None
     """A context-free grammar in Lark's syntax whose first rule is ``start``, or in GBNF's (``root ::= …``)."""
     whitespace: bool = True
@@ -73,6 +73,12 @@ class StructuredOutput:
     def kind(self) -> str:
         """Which form it is: the field's name."""
         return next(name for name in _KINDS if getattr(self, name) is not None)
+
+    @property
+    def schema(self) -> str:
+        """The JSON schema's text."""
+        assert isinstance(self.json, str), "kept as text"
+        return self.json
 
 
 def _size(text: str) -> int:

@@ -176,6 +176,8 @@ class Update(_Message):
     """One per token."""
     finish: str | None = None
     """The finish reason's word."""
+    last_is_text: bool = False
+    """It stopped, and not by an end token: its grammar is complete."""
     stop_token: int | None = None
     error: str | None = None
     error_type: str | None = None

@@ -66,7 +66,7 @@ class RequestStream:
         finish = None if update.finish is None else FinishReason(update.finish)
         last = len(update.token_ids) - 1
         for place, token_id in enumerate(update.token_ids):
-            stop = transcript.push(token_id, finish if place == last else None)
+            stop = transcript.push(token_id, finish if place == last and not update.last_is_text else None)
             if update.scores is not None:
                 transcript.add_logprobs(token_id, _entry(reader, update.scores[place]))
             if stop is not None:

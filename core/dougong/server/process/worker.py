@@ -255,6 +255,8 @@ class EngineWorker:
             stream.sent[index] = -1  # all is said
             update.finish = completion.finish_reason.value
             update.stop_token = completion.stop_reason if isinstance(completion.stop_reason, int) else None
+            ids, ends = completion.token_ids, self._engine.eos_token_ids
+            update.last_is_text = update.stop_token is None and bool(ids) and ids[-1] not in ends
             update.error = completion.error
             update.cached_tokens = output.num_cached_tokens
             update.kv_transfer_params = output.kv_transfer_params

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dougong.server.chat.turn import TextDelta, ToolCallDelta
-from dougong.server.holding import held_length
+from dougong.server.holding import find_first, held_length
 from dougong.server.tools.format import MOST_CALLS, Piece, ToolFormat, ToolParser, new_id, quoted
 from dougong.server.tools.scan import CallScanner
 
@@ -104,16 +104,12 @@ class MarkedParser(ToolParser):
             self._closing, self._held = True, after
             if scanner.state == "broken":
                 self._held = piece
-        place = self._held.find(CLOSE)
-        if place < 0:
-            # A model that forgot the closing mark begins the next call, or stops.
-            again = self._held.find(OPEN)
-            if again >= 0:
-                self._held = self._held[again:]
-                self._scanner = None
-                return True
+        found = find_first(self._held, (CLOSE, OPEN))
+        if found is None:
             return False
-        self._held = self._held[place + len(CLOSE) :]
+        # A model that forgot the closing mark begins the next call.
+        place, mark = found
+        self._held = self._held[place + (len(CLOSE) if mark == CLOSE else 0) :]
         self._scanner = None
         return True
 

@@ -1,0 +1,1 @@
+"""Ollama's API, so that programs made for it work."""
