@@ -24,7 +24,12 @@ _folders: dict[str, Path] = {}
 def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Every finished request's tokens go to the parent, flat, with the request's number and the prompt's."""
     params = request["params"]
-    engine = _open(ctx, params)
+    refusals = importlib.import_module("dougong.errors")
+    try:
+        engine = _open(ctx, params)
+    except (refusals.ConfigError, refusals.KernelSelectionError) as error:
+        message["refused"] = str(error)
+        return
     message["provider"] = "dougong.engine"
     try:
         outputs = globals()[f"_{params['check']}"](engine, params, request["seed"])
