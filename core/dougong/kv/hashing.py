@@ -48,7 +48,7 @@ class BlockHasher:
     Equal keys give equal names in every process of the same byte order.
     """
 
-    __slots__ = ("_key", "_model", "_words", "block_size")
+    __slots__ = ("_key", "_model", "_plain_root", "_words", "block_size")
 
     def __init__(self, block_size: int, key: bytes, model_id: str = "") -> None:
         self.block_size = block_size
@@ -56,9 +56,13 @@ class BlockHasher:
         self._key = key if len(key) <= 64 else blake2b(key).digest()
         self._model = model_id.encode()
         self._words: NDArray[np.uint64] | None = None
+        self._plain_root = self._root(None, None)
 
     def root(self, adapter: str | None = None, cache_salt: str | None = None) -> bytes:
         """The chain's start for this model, adapter and salt."""
+        return self._plain_root if adapter is None and cache_salt is None else self._root(adapter, cache_salt)
+
+    def _root(self, adapter: str | None, cache_salt: str | None) -> bytes:
         fields = pack_fields(
             self._model,
             self.block_size.to_bytes(8, "little"),
@@ -85,9 +89,11 @@ class BlockHasher:
             return
         import numpy as np  # not at the top: a scheduler without a prefix cache does without it
 
-        tokens = np.frombuffer(b"".join(packed), np.uint32).astype(np.uint64).reshape(-1, 1, size)
+        data = packed[0] if len(packed) == 1 else b"".join(packed)
+        tokens = np.frombuffer(data, np.uint32).astype(np.uint64)
         tokens += np.uint64(1)  # no token counts for nothing: a block more is another name
-        lanes = np.matmul(tokens, self._words_of([(first, count) for _, _, first, count in wanted]))[:, 0]
+        words = self._words_of([(first, count) for _, _, first, count in wanted])
+        lanes = np.matmul(tokens.reshape(-1, 1, size), words)[:, 0]
         row = 0
         for chain, sequence, first, count in wanted:
             part = lanes[row : row + count]
