@@ -35,7 +35,8 @@ class StructuredOutput:
         InvalidRequestError: none or several forms are given, one is of a wrong type, or too large.
     """
 
-    json: Mapping[str, Any] | str | bool | type[Any] | None = None
+    # Not its true union: the message to the engine's process is decoded by these types, and msgspec knows no type[Any].
+    json: Any = None
     """A JSON schema: given as a mapping, its text, a pydantic model, or True for any object; kept as text.
 
     Properties come in the schema's order."""
