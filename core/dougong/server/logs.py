@@ -9,8 +9,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from dougong.errors import ConfigError
-from dougong.server.process.messages import StepCounters
-from dougong.server.process.observer import RequestStart
+from dougong.server.process.observer import RequestObserver
 from dougong.types import RequestOutput
 
 __all__ = ["JsonFormatter", "LogFormat", "RequestLog", "log_config"]
@@ -78,7 +77,7 @@ def log_config(format: LogFormat = "text", level: str = "info") -> dict[str, Any
     }
 
 
-class RequestLog:
+class RequestLog(RequestObserver):
     """An observer that logs each request's end, with its figures and without its text.
 
     Args:
@@ -87,12 +86,6 @@ class RequestLog:
 
     def __init__(self, prompts: bool = False) -> None:
         self._prompts = prompts
-
-    def started(self, request: RequestStart) -> None:
-        return None
-
-    def first_token(self, output: RequestOutput) -> None:
-        return None
 
     def finished(self, output: RequestOutput) -> None:
         if not log.isEnabledFor(logging.INFO):
@@ -119,10 +112,3 @@ class RequestLog:
             fields["prompt_token_ids"] = output.prompt_token_ids
             fields["text"] = [completion.text for completion in output.outputs]
         log.log(logging.WARNING if errors else logging.INFO, "request finished", extra=fields)
-
-    def step(self, counters: StepCounters) -> None:
-        return None
-
-    def engine_died(self, cause: str) -> None:
-        # The client logs the cause itself.
-        return None

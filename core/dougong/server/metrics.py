@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from dougong.server.histogram import Histogram, one_two_five
 from dougong.server.process.messages import EngineInfo, StepCounters
-from dougong.server.process.observer import RequestStart
+from dougong.server.process.observer import RequestObserver, RequestStart
 from dougong.types import FinishReason, RequestOutput
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _LABELS = ("model_name", "engine")
 
 
-class Metrics(Collector):
+class Metrics(Collector, RequestObserver):
     """One model's figures since the server's start; an observer of the engine's client.
 
     Counters go on over a restart of the engine, whose own totals begin again.

@@ -12,8 +12,7 @@ from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any
 
 from dougong.errors import ConfigError
-from dougong.server.process.messages import StepCounters
-from dougong.server.process.observer import RequestStart
+from dougong.server.process.observer import RequestObserver, RequestStart
 from dougong.types import RequestOutput
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Tracing"]
 
 
-class Tracing:
+class Tracing(RequestObserver):
     """An observer that exports spans over OTLP (HTTP, protobuf).
 
     Args:
@@ -75,9 +74,6 @@ class Tracing:
     def started(self, request: RequestStart) -> None:
         self._open[request.request_id] = request
 
-    def first_token(self, output: RequestOutput) -> None:
-        return None
-
     def finished(self, output: RequestOutput) -> None:
         request = self._open.pop(output.request_id, None)
         times = output.times
@@ -107,13 +103,6 @@ class Tracing:
             if start is not None and end is not None:
                 self._tracer.start_span(name, context=inner, start_time=at(start)).end(at(end))
         span.end(time_ns())
-
-    def step(self, counters: StepCounters) -> None:
-        return None
-
-    def engine_died(self, cause: str) -> None:
-        # Its requests finish with an error, each with a span of its own.
-        return None
 
     def close(self) -> None:
         """Send what is left. May block for some seconds."""
