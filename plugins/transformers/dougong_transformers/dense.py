@@ -84,9 +84,9 @@ class _Step:
 
 
 def _step(mask: Mask, apart: int, device: torch.device) -> _Step:
-    found = mask.steps.get(apart)
+    found: _Step | None = mask.steps.get((apart, device))
     if found is None:
-        found = mask.steps[apart] = _Step(mask, apart, device)
+        found = mask.steps[apart, device] = _Step(mask, apart, device)
     return found
 
 

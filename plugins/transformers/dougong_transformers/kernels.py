@@ -4,57 +4,18 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
 from dougong.errors import DougongError, KernelSelectionError
-from dougong.hal import (
-    NHD,
-    AttentionKernel,
-    AttentionQuery,
-    AttentionSpec,
-    Backend,
-    BatchView,
-    Device,
-    KVGroup,
-    Limits,
-    Plan,
-    find_backends,
-    open_backend,
-)
-from dougong.hal.backend import resolve_target_of
-from dougong.plugins import load_plugins
+from dougong.hal import AttentionKernel, AttentionSpec, BatchView, Limits, Plan
+from dougong.hal.embedding import attention_kernel
 
 __all__ = ["Kernel", "kernel_for"]
 
 #: Block size that ragged kernels are made with; they never see a block.
 _ANY_BLOCK = 16
-
-
-@cache
-def backend_for(device_type: str, index: int) -> Backend:
-    """The best backend of torch's device type that can run here.
-
-    Raises:
-        ValueError: there is none; the message lists what was found.
-    """
-    plugins = load_plugins()
-    found = []
-    for report in find_backends(plugins):
-        kind: type[Device] | None = None
-        if report.probe.ok:
-            kind = resolve_target_of(report)
-            if kind.type == device_type:
-                return open_backend(report.spec.name, index=index, plugins=plugins)
-        what = f"for {kind.type} tensors" if kind else f"cannot run here: {report.probe.reason}"
-        found.append(f"  - {report.spec.name}: {what}")
-    raise ValueError(
-        f"`dougong` attention has no backend for tensors on {device_type!r}. Found:\n"
-        + ("\n".join(found) or "  none")
-        + f"\nInstall one (pip install dougong-{device_type}), or use attn_implementation='sdpa'."
-    )
 
 
 @dataclass
@@ -105,17 +66,14 @@ def kernel_for(device: torch.device, spec: AttentionSpec, block: int, rows: int,
         max_kv_len=_power(keys, 1024),
         max_blocks=-(-_power(keys, 1024) // (block or _ANY_BLOCK)),
     )
-    backend = backend_for(device.type, device.index or 0)
-    size = block or _ANY_BLOCK
-    query = AttentionQuery(spec=spec, layout=NHD, block_size=size, ragged=not block)
     try:
-        choice = backend.choose_attention(query)
+        attention, _ = attention_kernel(
+            spec, block_size=block or _ANY_BLOCK, limits=limits, device=device, ragged=not block
+        )
     except KernelSelectionError as error:
         raise ValueError(f"`dougong` attention cannot run this layer. {error}") from error
     except DougongError as error:
-        raise ValueError(f"`dougong` attention cannot be used: {error}") from error
-    group = KVGroup(index=0, layers=(0,), spec=spec, layout=NHD, manager_block=size, kernel_block=size)
-    attention: AttentionKernel = choice.target(spec, group, limits, backend.device)
+        raise ValueError(f"`dougong` attention cannot be used: {error} Or use attn_implementation='sdpa'.") from error
     held = _store.kernels[device, spec, block] = Kernel(attention, limits, attention.new_plan())
     return held
 

@@ -41,7 +41,7 @@ class Mask(torch.Tensor):
 
     To transformers it is a tensor [B, 1, Q, S], since it carries masks about as such; it has no values, and whoever
     asks for them gets an error. ``base`` is the key that stands at the first query's position; ``padding`` [B, S]
-    bool, True for real keys; ``steps`` is what the kernels made of it, by how far apart sequences lie.
+    bool, True for real keys; ``steps`` is what the kernels made of it, by how far apart sequences lie and where.
     """
 
     rule: Rule | None
@@ -50,7 +50,7 @@ class Mask(torch.Tensor):
     kv_length: int
     base: int
     padding: torch.Tensor | None
-    steps: dict[int, Any]
+    steps: dict[tuple[int, torch.device], Any]
 
     @staticmethod
     def make(
@@ -127,6 +127,7 @@ class Mask(torch.Tensor):
         return [(low, high) for low, high, _ in table]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def dougong_mask(
     batch_size: int,
     q_length: int | torch.Tensor | None = None,

@@ -1,0 +1,79 @@
+"""One SGLang engine with one attention backend: speed of fixed workloads, and tokens to compare with another run's.
+
+Not run yet (see ../README.md). ``--compare A B`` says how many tokens agree and how the speeds stand to one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from typing import Any
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-dir")
+    parser.add_argument("--attention-backend", default="dougong")
+    parser.add_argument("--disable-cuda-graph", action="store_true")
+    parser.add_argument("--workloads", default="1:128:128,16:512:128,256:512:128")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json")
+    parser.add_argument("--compare", nargs=2)
+    options = parser.parse_args()
+    if options.compare:
+        return compare(*options.compare)
+    result = measure(options)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file)
+    return 0
+
+
+def measure(options: Any) -> dict[str, Any]:
+    import sglang
+    import torch
+    from transformers import AutoConfig
+
+    engine = sglang.Engine(
+        model_path=options.config_dir, load_format="dummy", skip_tokenizer_init=True, random_seed=0,
+        attention_backend=options.attention_backend, disable_cuda_graph=options.disable_cuda_graph, page_size=16,
+        context_length=4096,
+    )  # fmt: skip
+    vocabulary = AutoConfig.from_pretrained(options.config_dir).get_text_config().vocab_size
+    rows = []
+    for workload in options.workloads.split(","):
+        requests, inputs, outputs = map(int, workload.split(":"))
+        params = {"temperature": 0, "max_new_tokens": outputs, "ignore_eos": True}
+        best, tokens = 0.0, []
+        for turn in range(options.repeats + 1):  # the first warms up; fresh prompts each time but the last two
+            chance = random.Random(min(turn, options.repeats - 1))
+            prompts = [[chance.randrange(10, vocabulary) for _ in range(inputs)] for _ in range(requests)]
+            start = time.perf_counter()
+            done = engine.generate(input_ids=prompts, sampling_params=params)
+            rate = requests * outputs / (time.perf_counter() - start)
+            if 0 < turn < options.repeats:
+                best = max(best, rate)
+            tokens = [one["output_ids"] for one in done]  # the last turn's prompts are cached: prefix hits
+        rows.append({"workload": workload, "tokens_per_s": best, "tokens": tokens})
+        print(options.attention_backend, workload, f"{best:.0f} tokens/s", flush=True)
+    engine.shutdown()
+    return {"sglang": sglang.__version__, "device": torch.cuda.get_device_name(), "rows": rows}
+
+
+def compare(first: str, second: str) -> int:
+    with open(first, encoding="utf-8") as one, open(second, encoding="utf-8") as other:
+        a, b = json.load(one), json.load(other)
+    for left, right in zip(a["rows"], b["rows"], strict=True):
+        pairs = [
+            (x, y) for p, q in zip(left["tokens"], right["tokens"], strict=True) for x, y in zip(p, q, strict=True)
+        ]
+        equal = sum(x == y for x, y in pairs) / len(pairs)
+        ratio = right["tokens_per_s"] / left["tokens_per_s"]
+        print(f"{left['workload']}: {equal:.1%} of tokens equal, speed {ratio:.2f}x ({second} to {first})")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,57 @@
+"""What this backend does not do inside SGLang, said before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["refuse_layer", "refuse_runner"]
+
+
+def refuse_runner(runner: Any) -> None:
+    """Judge a model runner and its options.
+
+    Raises:
+        ValueError: one of them needs what this backend has not; names it and what to do.
+    """
+    args, model = runner.server_args, runner.model_config
+    pool = type(runner.token_to_kv_pool).__name__
+    wrong = [
+        (getattr(runner, "use_mla_backend", False), "MLA models"),
+        (getattr(model, "is_encoder_decoder", False), "encoder-decoder models"),
+        (getattr(args, "speculative_algorithm", None), "speculative decoding"),
+        (getattr(args, "kv_cache_dtype", "auto") not in ("auto", None), f"--kv-cache-dtype {args.kv_cache_dtype}"),
+        (getattr(args, "dcp_size", 1) > 1, "decode context parallelism"),
+        (getattr(args, "enable_deterministic_inference", False), "--enable-deterministic-inference"),
+        (pool.startswith(("SWA", "Hybrid", "NoOp")) or pool.endswith("FP4"), f"KV pools of the kind {pool}"),
+    ]
+    found = [what for bad, what in wrong if bad]
+    if found:
+        raise ValueError(
+            f"--attention-backend dougong does not support {', '.join(found)}. Choose another attention backend "
+            "(triton, fa3, flashinfer), or leave that option out."
+        )
+
+
+def refuse_layer(layer: Any, given: dict[str, Any]) -> None:
+    """Judge a layer and what its model hands to attention beside q, k and v.
+
+    Raises:
+        ValueError: it asks for something that would be left out.
+    """
+    odd = sorted(name for name, value in given.items() if value is not None)
+    attn_type = getattr(layer.attn_type, "value", layer.attn_type)
+    if layer.is_cross_attention:
+        odd.append("cross attention")
+    if attn_type != "decoder":
+        odd.append(f"attention type {attn_type}")
+    if layer.logit_cap and layer.logit_capping_method != "tanh":
+        odd.append(f"logit capping by {layer.logit_capping_method}")
+    if layer.xai_temperature_len > 0:
+        odd.append("temperature by length")
+    if layer.k_scale is not None or layer.v_scale is not None:
+        odd.append("cache scales")
+    if odd:
+        raise ValueError(
+            f"--attention-backend dougong does not support {', '.join(odd)} (layer {layer.layer_id}). Choose another "
+            "attention backend."
+        )
