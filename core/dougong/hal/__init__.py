@@ -10,6 +10,7 @@ from dougong.hal.batch import BatchView, GroupView
 from dougong.hal.cache import LayerCache, RaggedKV, allocate_cache, convert_blocks, copy_blocks, quantize
 from dougong.hal.collectives import Collectives, SingleRank
 from dougong.hal.device import Device, MemoryInfo
+from dougong.hal.embedding import attention_kernel, backend_for
 from dougong.hal.graph import Graph, GraphBackend
 from dougong.hal.group import KVGroup, Limits
 from dougong.hal.layout import (
@@ -70,6 +71,8 @@ __all__ = [
     "RopeTable",
     "SingleRank",
     "allocate_cache",
+    "attention_kernel",
+    "backend_for",
     "convert_blocks",
     "copy_blocks",
     "dtype_name",
