@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from e2e_harness import Reference, opened, prompts
+from e2e_harness import Reference, opened, prompts, save_tokenizer
+from safetensors.torch import load_file
 
 from dougong import SamplingParams
 from dougong.errors import InvalidRequestError
@@ -39,3 +40,17 @@ def test_an_unknown_pooling_and_several_vectors_of_a_prompt_are_refused() -> Non
         SamplingParams(max_tokens=1, pooling="max")
     with pytest.raises(InvalidRequestError, match="max_tokens=1"):
         SamplingParams(max_tokens=5, pooling="last")
+
+
+def test_a_checkpoint_without_its_head_gives_the_same_vectors_and_no_text(
+    llama: Path, reference: Reference, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    reference.model.model.save_pretrained(folder)
+    save_tokenizer(folder)
+    assert not any(name.startswith("model.") for name in load_file(folder / "model.safetensors"))
+    with opened(folder) as llm:
+        found = llm.embed([1, 2, 3], normalize=False, use_tqdm=False)[0]
+        torch.testing.assert_close(torch.tensor(found), wanted(reference, [1, 2, 3], "last"), rtol=1e-3, atol=1e-3)
+        with pytest.raises(InvalidRequestError, match="no head"):
+            llm.generate([1, 2, 3], use_tqdm=False)

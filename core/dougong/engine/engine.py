@@ -142,6 +142,11 @@ class Engine:
             raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
         read = self.prompts.read(prompt)
         sampling = self.prompts.resolve(SamplingParams() if sampling is None else sampling)
+        if self.runner.model_config.headless and sampling.pooling is None:
+            raise InvalidRequestError(
+                f"the checkpoint in {self.model_path} has no head: it cannot write text. Ask for vectors: LLM.embed, "
+                "or /v1/embeddings."
+            )
         grammar = None if sampling.structured is None else self.grammars.compile(sampling.structured)
         group = RequestGroup(request_id, read.text, read.token_ids, sampling)
         self._arrivals += 1
@@ -259,8 +264,12 @@ class Engine:
         now = monotonic()
         for request in admitted:
             completion = self._completions.get(request)
-            if completion is not None and completion.group.output.times.first_scheduled is None:
-                completion.group.output.times.first_scheduled = now
+            if completion is None:
+                continue
+            output = completion.group.output
+            output.num_cached_tokens = max(output.num_cached_tokens, request.num_cached_tokens)
+            if output.times.first_scheduled is None:
+                output.times.first_scheduled = now
 
     def _land(self, flight: _Flight) -> None:
         begun = perf_counter()

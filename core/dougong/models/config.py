@@ -82,6 +82,8 @@ class ModelConfig:
     num_experts: int = 0
     experts_per_token: int = 0
     tie_word_embeddings: bool = False
+    headless: bool = False
+    """The checkpoint has no head: it gives vectors, and no tokens that mean anything."""
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     max_positions: int

@@ -19,6 +19,7 @@ from dougong.models.config import ModelConfig, torch_dtype
 from dougong.models.loading.cache import is_unpacked
 from dougong.models.loading.dummy import DummyWeights
 from dougong.models.loading.gguf_names import COMPLETE_CONFIGS
+from dougong.models.loading.headless import named_as_with_head, without_head
 from dougong.models.loading.safetensors import SafetensorsWeights, find_safetensors
 from dougong.models.loading.source import ModelFiles, resolve_model
 from dougong.models.quantization import WeightFormat, find_format
@@ -63,6 +64,8 @@ def load_model(
     weight_format = find_format(options.quantization, plugins)
     files = resolve_model(options.model, revision=options.revision, weights=not dummy)
     config = read_config(files.folder, trust_remote_code=options.trust_remote_code)
+    if files.gguf is None and not dummy:
+        config = without_head(config, files.folder)
     dtype = _dtype(options.dtype, config, backend)
     kv_dtype = _kv_dtype(options.kv_cache_dtype, dtype)
     max_len = _max_len(options.max_model_len, config)
@@ -176,4 +179,4 @@ def _source(options: EngineConfig, files: ModelFiles, weight_format: WeightForma
         from dougong.models.loading.gguf import GGUFWeights
 
         return GGUFWeights(files.gguf)
-    return SafetensorsWeights(find_safetensors(files.folder))
+    return named_as_with_head(SafetensorsWeights(find_safetensors(files.folder)))
