@@ -98,7 +98,7 @@ def test_a_wheel_of_old_goes_on_working(installed: Path, tmp_path: Path) -> None
         answers[backend] = json.loads(run(installed, "-c", SCRIPT, str(tmp_path), backend).splitlines()[-1])
     old = answers["old"]
     assert old["kernel"] == "old"
-    assert min(old["calls"].values()) > 0
+    assert old["calls"]["plan"] > 0 and old["calls"]["run"] > 0
     assert old["steps"] > 0
     assert old["tokens"] == answers["cpu"]["tokens"]
     assert "old plugin here" in run(installed, "-m", "dougong", "old-plugin")

@@ -61,7 +61,7 @@ def measure(model: Any, mode: str, requests: int, inputs: int, outputs: int, opt
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(10, vocabulary, (requests, inputs), generator=generator)
-    generation = GenerationConfig(
+    generation = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=outputs, min_new_tokens=outputs, do_sample=False, eos_token_id=-1, pad_token_id=0
     )
     pages = -(-(inputs + outputs) // options.page_size) * requests + requests
@@ -118,7 +118,7 @@ def _load(options: argparse.Namespace) -> Any:
     if options.config_dir:
         config = AutoConfig.from_pretrained(options.config_dir)
         with torch.device(options.device):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     else:
         folder = str(resolve_model(options.model).folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(options.device)

@@ -17,6 +17,9 @@ from dougong_transformers.versions import NAME, TRIED
 
 __all__ = ["admit"]
 
+#: What the cache asks to know whether an implementation takes masks, and repeats heads, in memory.
+_NEEDS_NO_MASK = "is_flash_attention_requested"
+
 
 def admit() -> None:
     """Let the manager take our implementation. Where its inside looks different, transformers goes on to refuse it."""
@@ -26,7 +29,7 @@ def admit() -> None:
         manager = continuous_api.ContinuousBatchingManager
         _expect(manager.switch_to_cb_friendly_attn, "model")
         _expect(initialization.ensure_decode_fast_path_is_available, "config", "cb_config")
-        _expect(cache.is_flash_attention_requested, "config")
+        _expect(getattr(cache, _NEEDS_NO_MASK), "config")
         _expect(cache.PagedAttentionCache.update, "key_states", "value_states", "layer_idx", "kwargs")
     except (ImportError, AttributeError, TypeError) as error:
         warnings.warn(
@@ -37,7 +40,7 @@ def admit() -> None:
         return
     _wrap(manager, "switch_to_cb_friendly_attn", _keep_ours)
     _wrap(initialization, "ensure_decode_fast_path_is_available", _block_tables)
-    _wrap(cache, "is_flash_attention_requested", _needs_no_mask)
+    _wrap(cache, _NEEDS_NO_MASK, _needs_no_mask)
 
 
 def _keep_ours(original: Callable[..., Any], self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -113,12 +113,13 @@ def _make_step(allocator: Any, given: dict[str, Any], device: torch.device) -> _
     host_lengths = lengths.to("cpu")
     longest = int(host_lengths.max()) if rows else 0
     reads = None if tables is not None else given["read_index"][allocator.index]
-    paged = tables is not None or (reads.numel() > 0 and allocator.layer_type != _SLIDING)
+    read = reads is not None and reads.numel() > 0 and allocator.layer_type != _SLIDING
+    paged = tables is not None or read
     if tables is not None:
         table = tables[allocator.index].to(torch.int32)
         last = (lengths[:tokens] - 1).long()  # only rows without padding come this way: one token each
         slots = table[torch.arange(tokens, device=device), last // page].long() * page + last % page
-    elif paged:
+    elif reads is not None and read:
         width = -(-longest // page)
         first = cu_k[:-1, None].long() + torch.arange(0, width * page, page, device=device)
         table = (reads[first.clamp_(max=reads.shape[0] - 1)] // page).to(torch.int32)

@@ -26,9 +26,9 @@ def dougong_kernels(device):
     return [
         KernelSpec(
             op="attention", provider="old", abi=ABI, target="old_kernels:OldAttention", features=frozenset({"window"}),
-            layouts=("nhd",), priority=10,
+            layouts=("nhd",), priority=1000,
         ),
-        KernelSpec(op="silu_mul", provider="old", abi=ABI, target="old_kernels:silu_mul", priority=10),
+        KernelSpec(op="silu_mul", provider="old", abi=ABI, target="old_kernels:silu_mul", priority=1000),
     ]  # fmt: skip
 
 
