@@ -6,7 +6,8 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from dougong_compat.tiny_llama import CONFIG
+from dougong_compat.numbers import dtype_of
+from dougong_compat.tiny_llama import config
 
 __all__ = ["prompts"]
 
@@ -14,11 +15,12 @@ __all__ = ["prompts"]
 def prompts(params: Mapping[str, Any], seed: int) -> dict[str, list[int]]:
     """Token ids by request id: some share a prefix, lengths stand around block edges."""
     rng = random.Random(seed)
+    vocabulary = config(dtype_of(params["dtype"]))["vocab_size"]
     lengths = params.get("lengths", [5, 16, 33, 17])
-    stem = [rng.randrange(3, CONFIG["vocab_size"]) for _ in range(max(lengths))]
+    stem = [rng.randrange(3, vocabulary) for _ in range(max(lengths))]
     asked = {}
     for index, length in enumerate(lengths):
-        tokens = [rng.randrange(3, CONFIG["vocab_size"]) for _ in range(length)]
+        tokens = [rng.randrange(3, vocabulary) for _ in range(length)]
         if index % 2:
             common = min(length - 1, 17)
             tokens[:common] = stem[:common]

@@ -1,4 +1,7 @@
-"""A seeded two-layer model: its files for the engine, and its forward pass in float64 with contiguous K and V."""
+"""Two-layer models: their files for the engine, and their forward pass in float64 with contiguous K and V.
+
+In float32 a seeded random one, where every key counts a little; in 16-bit types the one of ``coded_llama``.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from typing import Any
 
 import torch
 
-__all__ = ["CONFIG", "logits", "weights", "write_files"]
+from dougong_compat.coded_llama import CODED, coded_weights
 
-CONFIG: dict[str, Any] = {
+__all__ = ["config", "logits", "weights", "write_files"]
+
+_RANDOM: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 96, "hidden_size": 128,
     "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
     "head_dim": 64, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
@@ -20,10 +25,20 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
+def config(dtype: torch.dtype) -> dict[str, Any]:
+    """The fields of config.json."""
+    chosen = _RANDOM if dtype.itemsize > 2 else CODED
+    return {**chosen, "torch_dtype": str(dtype).removeprefix("torch.")}
+
+
 @lru_cache(maxsize=4)
 def weights(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Weights by their names in the files, rounded to ``dtype``."""
-    c = CONFIG
+    return _random_weights(dtype) if dtype.itemsize > 2 else coded_weights(dtype)
+
+
+def _random_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    c = _RANDOM
     generator = torch.Generator().manual_seed(20)
     E, H, K, D, F, V = (
         c[name] for name in
@@ -58,19 +73,18 @@ def write_files(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**CONFIG, "torch_dtype": str(dtype).removeprefix("torch.")}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config(dtype)), encoding="utf-8")
     save_file(weights(dtype), str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder
 
 
 def _norm(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + float(CONFIG["rms_norm_eps"]))
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + float(_RANDOM["rms_norm_eps"]))
 
 
 def logits(tokens: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """float64 logits [T, V] at every position."""
-    c, w = CONFIG, {name: value.double() for name, value in weights(dtype).items()}
+    c, w = config(dtype), {name: value.double() for name, value in weights(dtype).items()}
     H, K, D = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
     T = len(tokens)
     position = torch.arange(T).double()[:, None]

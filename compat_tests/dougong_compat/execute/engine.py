@@ -54,6 +54,7 @@ def _open(ctx: Any, params: dict[str, Any]) -> Any:
         "max_model_len": 160, "max_num_seqs": seqs, "max_num_batched_tokens": max(chunk, 1),
         "num_kv_blocks": params.get("blocks", 64), "enable_prefix_caching": params.get("prefix", True),
         "overlap": params.get("overlap", True), "warm_up": False, "seed": 0,
+        "enforce_eager": bool(getattr(ctx.device, "partial_graphs", False)),
     }  # fmt: skip
     return engine.Engine(config.EngineConfig(**options), plugins=ctx.backend.plugins)
 

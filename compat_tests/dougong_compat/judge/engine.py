@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -20,16 +21,19 @@ def _truth(tokens: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return logits(list(tokens), dtype)
 
 
+def _near(highest: float, dtype: torch.dtype) -> float:
+    """Logits no further apart than this are a near tie: 4 ulp of the highest, which is 8u of its power of two."""
+    if dtype == torch.float32:
+        return 1e-4
+    return 8 * unit_roundoff(dtype) * 2.0 ** math.floor(math.log2(max(abs(highest), 1e-30)))
+
+
 def judge(
     request: dict[str, Any], message: dict[str, Any], tensors: dict[str, torch.Tensor], tolerance: Tolerance
 ) -> Judgement:
-    """In float32 exactly; in bfloat16 and float16 exactly wherever the top two are clear of two layers' rounding noise.
-
-    A random model of 96 tokens has near ties in a few of a hundred places: 90% overall is asked of it, where a trained
-    one must give 98%.
-    """
+    """Each token behind the engine's own tokens before it: equal wherever the reference's top two logits are clear of
+    each other, and in 98% of all places."""
     dtype = dtype_of(request["params"]["dtype"])
-    u = unit_roundoff(dtype)
     rows = message.get("outputs") or []
     if not rows:
         return Judgement(False, "no request came to an end")
@@ -46,13 +50,13 @@ def judge(
             best = int(here.argmax())
             total += 1
             exact += token == best
-            allowed = 1e-4 if dtype == torch.float32 else 24 * u * float(here.abs().max())
-            if token != best and float(here[best] - here[token]) > allowed:
+            top = here.topk(2).values
+            if token != best and float(top[0] - top[1]) > _near(float(top[0]), dtype):
                 return Judgement(
                     False,
                     f"request {index}, token {step}: {token}, expected {best} (logits {float(here[token]):.4f} and "
                     f"{float(here[best]):.4f})",
                 )
-    if exact < 0.9 * total and total > 50:
+    if exact < 0.98 * total:
         return Judgement(False, f"only {exact} of {total} tokens are the reference's")
     return Judgement(True, margin=1 - exact / total)

@@ -21,6 +21,8 @@ _FEATURES = frozenset(
 
 class EagerDevice(HostDevice):
     provider = "eager"
+    #: Its graphs record attention and cache writes: no engine can capture a step in one.
+    partial_graphs = True
 
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)

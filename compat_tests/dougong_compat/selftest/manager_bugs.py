@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -180,3 +181,14 @@ def leak(kv: Any, patch: _Patch) -> None:
         honest(self, sequence)
 
     patch(kv.KVCacheManager, "release", release)
+
+
+def hit_repeated(kv: Any, patch: _Patch) -> None:
+    """A prefix hit names its first block again and again."""
+    honest = kv.KVCacheManager.match
+
+    def match(self: Any, *arguments: Any) -> Any:
+        hit = honest(self, *arguments)
+        return dataclasses.replace(hit, blocks=tuple(blocks[:1] * len(blocks) for blocks in hit.blocks))
+
+    patch(kv.KVCacheManager, "match", match)
