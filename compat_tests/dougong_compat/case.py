@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from dougong_compat import SUITE_VERSION
 
-__all__ = ["LEVELS", "PROFILES", "Case", "seed_of"]
+__all__ = ["LEVELS", "PROFILES", "Case", "KnownFailure", "seed_of"]
 
 LEVELS = ("L0", "L1", "L2", "L3", "L4")
 
@@ -56,3 +57,14 @@ class Case:
     def in_profile(self, profile: str) -> bool:
         order = {"smoke": 0, "core": 1, "full": 2, "certified": 2}
         return order[self.profile] <= order[profile]
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """A plugin's answer to ``dougong_compat_cases``: these cases fail, and an issue says so. ``case`` is a glob over
+    ids. The rules of waivers hold: an address, at most 90 days, and a case that passes all the same fails."""
+
+    case: str
+    issue: str
+    expires: datetime.date
+    reason: str = ""

@@ -57,6 +57,7 @@ def verdict_of(
     *,
     selected: bool = False,
     reserved: Mapping[str, int] | None = None,
+    problems: Sequence[str] = (),
 ) -> Verdict:
     """The verdict of a run.
 
@@ -64,8 +65,11 @@ def verdict_of(
         required: the profile's cases as collected.
         selected: the user ran a selection only: no verdict above INVALID is possible.
         reserved: floors to use in place of the profile's (the suite's own tests).
+        problems: further reasons why the run cannot count.
+
+    Cases of the backend's own plugin may be among ``results``: they must pass, and fill no floor.
     """
-    invalid = list(manifest.problems(today))
+    invalid = [*manifest.problems(today), *problems]
     ids = {case.id for case in required}
     published = set(mustpass_ids(profile))
     if ids != published:
@@ -84,7 +88,9 @@ def verdict_of(
         invalid.append(f"{doubled} cases have more than one outcome: nothing is run twice")
     floors = reserved if reserved is not None else FLOORS[profile]
     for level in LEVELS:
-        executed = sum(1 for result in results if result.level == level and result.outcome.executed)
+        executed = sum(
+            1 for result in results if result.level == level and result.case_id in ids and result.outcome.executed
+        )
         if executed < floors.get(level, 0) and not selected:
             invalid.append(f"{level}: {executed} cases executed, the floor is {floors[level]}")
     if profile == "certified":

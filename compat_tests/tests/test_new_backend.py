@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,12 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dougong_compat.template.write import write_package
 
 
 def compat(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command with the generated package installed: on the path, entry point and all."""
+    """Run the command with what lies in ``package`` installed: on the path, entry point and all."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(package), *sys.path])}
     return subprocess.run(
         [sys.executable, "-m", "dougong_compat", *arguments],
@@ -53,6 +55,7 @@ def test_a_generated_backend_is_found_and_a_bug_in_it_too(tmp_path: Path) -> Non
         "compat.toml",
         "test_compat.py",
         "compat.yml",
+        ".gitlab-ci.yml",
         "README.md",
     }
     assert not any("@" in path.read_text() and "@name@" in path.read_text() for path in written)
@@ -70,17 +73,43 @@ def test_a_generated_backend_is_found_and_a_bug_in_it_too(tmp_path: Path) -> Non
     assert done.returncode == 3 and "nobody" in done.stderr
 
 
+def test_ci_workflows_run_the_suite(tmp_path: Path) -> None:
+    written = {path.name: path for path in write_package("mydev", tmp_path / "p")}
+    hub = yaml.safe_load(written["compat.yml"].read_text())
+    lab = yaml.safe_load(written[".gitlab-ci.yml"].read_text())["conformance"]
+    steps = [step["run"] for step in hub["jobs"]["compat"]["steps"] if "run" in step]
+    assert [line for line in steps if "compat run --backend mydev" in line and "--out report" in line]
+    assert [line for line in lab["script"] if "compat run --backend mydev" in line and "--out report" in line]
+    assert lab["artifacts"]["reports"]["junit"] == "report/junit.xml" and lab["artifacts"]["when"] == "always"
+    assert [rule["variables"]["PROFILE"] for rule in lab["rules"]] == ["full", "core"]
+
+
 @pytest.mark.prove
 @pytest.mark.timeout(900)
 def test_a_generated_backend_is_conformant_until_a_bug_is_planted(tmp_path: Path) -> None:
-    package = tmp_path / "dougong-mydev"
-    write_package("mydev", package)
-    install(package, "mydev")
-    done = compat(package, "run", "--backend", "mydev", "--profile", "smoke", "--out", str(tmp_path / "good"))
+    """As a vendor has it: written, installed by pip, run; then with a bug in what pip installed."""
+    write_package("mydev", tmp_path / "dougong-mydev")
+    site = tmp_path / "site"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--target",
+        str(site),
+    ]
+    if importlib.util.find_spec("hatchling"):
+        pip.append("--no-build-isolation")
+    subprocess.run([*pip, str(tmp_path / "dougong-mydev")], check=True, timeout=300)
+    assert (site / "dougong_mydev" / "compat.toml").is_file()
+    done = compat(site, "run", "--backend", "mydev", "--profile", "smoke", "--out", str(tmp_path / "good"))
     assert done.returncode == 0, done.stderr[-3000:]
-    plant_a_bug(package)
-    done = compat(package, "run", "--backend", "mydev", "--profile", "smoke", "--out", str(tmp_path / "bad"))
-    assert done.returncode == 1
+    plant_a_bug(site)
+    done = compat(site, "run", "--backend", "mydev", "--profile", "smoke", "--out", str(tmp_path / "bad"))
+    assert done.returncode == 1, done.stderr[-3000:]
     page = (tmp_path / "bad" / "report.html").read_text(encoding="utf-8")
     assert "NOT" in page and "dougong compat repro" in page
 

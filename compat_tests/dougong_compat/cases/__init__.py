@@ -9,7 +9,7 @@ from dougong_compat.case import Case
 
 __all__ = ["MODULES", "collect_all", "collect_profile", "find_case"]
 
-MODULES = ("device", "attention", "write", "ops", "paging", "manager", "engine", "stress", "regression")
+MODULES = ("device", "attention", "write", "ops", "paging", "manager", "engine", "stress", "regression", "corpus")
 
 
 @lru_cache(maxsize=2)

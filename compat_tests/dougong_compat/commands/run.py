@@ -128,18 +128,23 @@ def repro(
     """Run one case again and show all that is known of it."""
     from dougong_compat.cases import find_case
     from dougong_compat.cases.make import attention_case
+    from dougong_compat.contributed import receive
     from dougong_compat.fuzzing import run_one
     from dougong_compat.pool import Worker
 
-    if params:
-        found = attention_case("fuzz", case.rpartition("/")[2], json.loads(params))
-    else:
-        known = find_case(case)
-        if known is None:
-            raise ValueError(f"no case is called {case!r}; `dougong compat list` shows them")
-        found = known
-    found = dataclasses.replace(found, seed=seed)
     with Worker(target_of(backend, plugin)) as worker:
+        if params:
+            found = attention_case("fuzz", case.rpartition("/")[2], json.loads(params))
+        else:
+            known = find_case(case)
+            if known is None:  # the plugin's own
+                added = receive(worker.start(), "full", ()).cases
+                known = next((one for one in added if one.id == case), None)
+            if known is None:
+                raise ValueError(f"no case is called {case!r}; `dougong compat list` shows them")
+            found = known
+        if seed >= 0:
+            found = dataclasses.replace(found, seed=seed)
         result, message = run_one(worker, found, manifest)
     if as_json:
         print(json.dumps({**result.to_json(), "trace": message.get("trace", ""), "params": dict(found.params)}))

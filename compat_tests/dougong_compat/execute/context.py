@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from dougong.errors import BackendNotFoundError, KernelSelectionError, PluginError
-from dougong.hal import HND, NHD, NZ16, X_PACKED, AttentionQuery, Backend, Choice, KVLayout, open_backend
-from dougong.plugins import load_plugins, resolve_target
+from dougong.hal import HND, NHD, NZ16, X_PACKED, AttentionQuery, Backend, Candidate, Choice, KVLayout, open_backend
+from dougong.plugins import Plugins, load_plugins, resolve_target
+from dougong_compat.contributed import describe
 
 __all__ = ["Context", "Refused", "open_context"]
 
@@ -22,15 +24,40 @@ class Refused(Exception):
     """The backend said no before it was asked to compute: always acceptable where not declared."""
 
 
+@dataclass
+class OwnPlugins(Plugins):
+    """The plugins of a run. A plugin may offer kernels for every device of a type, and in an engine that is welcome;
+    here another vendor's would answer in this one's name. So the engine cases too are offered ``candidates`` only:
+    what the backend under test has."""
+
+    own: frozenset[str] = frozenset()
+    candidates: Mapping[str, list[Candidate]] = field(default_factory=dict)
+
+    def records(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
+        if hook == "dougong_kernels":
+            return [(one.plugin, one.spec) for offered in self.candidates.values() for one in offered]
+        return super().records(hook, **arguments)
+
+
+def own_plugins(plugins: Plugins, name: str) -> frozenset[str]:
+    """Plugin ``name`` and those whose module lies in the same top-level package."""
+    package = {plugin.name: plugin.module.partition(":")[0].partition(".")[0] for plugin in plugins.loaded}
+    return frozenset({name, *(other for other in package if package[other] == package.get(name, ""))})
+
+
 class Context:
     """A backend and what follows from it. One per worker and backend."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.device = backend.device
-        # Another plugin's kernels for the same type of device say nothing about this one.
+        own = own_plugins(backend.plugins, backend.plugin)
+        self.foreign = [
+            one for candidates in backend.candidates.values() for one in candidates if one.plugin not in own
+        ]
         for op, candidates in backend.candidates.items():
-            backend.candidates[op] = [one for one in candidates if one.plugin == backend.plugin]
+            backend.candidates[op] = [one for one in candidates if one.plugin in own]
+        backend.plugins = OwnPlugins(backend.plugins.manager, backend.plugins.loaded, own, backend.candidates)
         self.layouts: dict[str, KVLayout] = {layout.name: layout for layout in backend.layouts()}
         self._tables: dict[torch.dtype, Any] = {}
 
@@ -66,6 +93,13 @@ class Context:
         except KernelSelectionError as error:
             raise Refused(str(error)) from error
 
+    def _contributed(self) -> list[tuple[str, Any]]:
+        """Cases and known failures of the backend's own plugins: no other vendor may waive for it."""
+        own = self.backend.plugins
+        assert isinstance(own, OwnPlugins)
+        answers = own.records("dougong_compat_cases", device=self.device)
+        return [(plugin, answer) for plugin, answer in answers if plugin in own.own]
+
     def facts(self) -> dict[str, Any]:
         """What the parent must know to resolve cases and to fill the report."""
         try:
@@ -96,6 +130,7 @@ class Context:
                 {
                     "provider": candidate.spec.provider,
                     "plugin": candidate.plugin,
+                    "version": self.backend.plugins.version(candidate.plugin),
                     "features": sorted(candidate.spec.features),
                     "dtypes": sorted(candidate.spec.dtypes),
                     "layouts": list(candidate.spec.layouts),
@@ -105,6 +140,8 @@ class Context:
                 }
                 for candidate in own
             ],
+            "left_out": sorted({f"{one.spec.op}: {one.label}" for one in self.foreign}),
+            "contributed": describe(self._contributed()),
             "graphs": self.device.graphs is not None,
             "pins_memory": self.device.pins_memory,
             "memory_total": total,

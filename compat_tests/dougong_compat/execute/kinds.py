@@ -29,7 +29,6 @@ _WHERE = {
     "engine": "engine:execute",
     "needle": "attention:execute_needle",
     "perf": "perf:execute",
-    "misbehave": "misbehave:execute",
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from dougong_compat.outcome import Judgement
 from dougong_compat.tolerance import Tolerance
 
-__all__ = ["find"]
+__all__ = ["KINDS", "find"]
 
 Judge = Callable[[dict[str, Any], dict[str, Any], dict[str, torch.Tensor], Tolerance], Judgement]
 
@@ -30,8 +30,8 @@ _WHERE = {
     "stress": "trace:judge",
     "manager": "trace:judge",
     "engine": "engine:judge",
-    "misbehave": "trace:judge",
 }
+KINDS = frozenset(_WHERE)
 
 
 def find(kind: str) -> Judge:

@@ -49,8 +49,9 @@ def build(
     totals = Counter(result.outcome for result in results)
     floors = FLOORS[profile]
     levels = {}
+    suite = {case.id for case in cases}
     for level in LEVELS:
-        there = [result for result in results if result.level == level]
+        there = [result for result in results if result.level == level and result.case_id in suite]
         margins = [result.margin for result in there if result.margin is not None and result.outcome is Outcome.PASS]
         levels[level] = {
             "required": sum(1 for case in cases if case.level == level),

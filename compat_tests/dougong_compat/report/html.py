@@ -192,12 +192,17 @@ def _performance(report: dict[str, Any]) -> str:
     return f"<h2>Performance</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
+def _kernel(kernel: dict[str, Any]) -> str:
+    return f"{kernel['provider']} (plugin {' '.join((kernel['plugin'], kernel.get('version', ''))).strip()})"
+
+
 def _environment(report: dict[str, Any]) -> str:
     environment = report["environment"]
     rows = {
         "device": f"{environment.get('device', '')} ({environment.get('device_type', '')})",
         "plugin": f"{environment.get('plugin', '')} {environment.get('version', '')}",
-        "kernels": ", ".join(kernel["provider"] for kernel in environment.get("kernels", [])) or "the core's reference",
+        "kernels": ", ".join(map(_kernel, environment.get("kernels", []))) or "the core's reference",
+        "left out": ", ".join(environment.get("left_out", [])) or "no other plugin's kernels were on offer",
         "layouts": ", ".join(layout["name"] for layout in environment.get("layouts", [])),
         "torch": environment.get("torch", ""),
         "python": f"{environment.get('python', '')} on {environment.get('machine', '')}",

@@ -18,6 +18,7 @@ FILES = {
     "compat.toml.in": "dougong_NAME/compat.toml",
     "test_compat.py.in": "tests/test_compat.py",
     "workflow.yml.in": ".github/workflows/compat.yml",
+    "gitlab-ci.yml.in": ".gitlab-ci.yml",
 }
 
 
