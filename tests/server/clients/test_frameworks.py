@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 from server_harness import Served
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.filterwarnings("ignore")]
+#: In `make prove`, since importing both frameworks takes longer than all that they ask.
+pytestmark = [pytest.mark.prove, pytest.mark.xdist_group("clients"), pytest.mark.filterwarnings("ignore")]
 
 
 class Place(BaseModel):
@@ -80,7 +81,6 @@ def test_llama_index(roomy: Served) -> None:
     check_llama_index(roomy, "tiny")
 
 
-@pytest.mark.prove
 def test_frameworks_with_a_real_model(smollm2: Served) -> None:
     check_langchain(smollm2, "smollm2")
     check_llama_index(smollm2, "smollm2")

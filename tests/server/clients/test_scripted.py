@@ -14,8 +14,8 @@ import ollama
 import openai
 import pytest
 from anthropic.types import Message
+from client_fields import check_fields
 from fastapi import FastAPI
-from fields import check_fields
 from openai.types.responses import Response
 
 from dougong.server.anthropic import messages

@@ -87,6 +87,8 @@ def test_forced_calls(compiler: GrammarCompiler, tokenizer: Any, name: str) -> N
     other = frame.format(one.format("{}").replace("weather", "now"))
     assert allows(compiler, tokenizer, forced("required"), other)
     assert not allows(compiler, tokenizer, forced({"name": "weather"}), other)
+    more = frame.format(one.format('{"other": 1}').replace("weather", "now"))
+    assert not allows(compiler, tokenizer, forced("required"), more)
     twice = frame.format(f"{call}{between}{call}")
     assert allows(compiler, tokenizer, forced("required"), twice) == (between is not None)
     assert not allows(compiler, tokenizer, forced("required", parallel=False), twice)

@@ -255,5 +255,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The message; with stream=true as server-sent events",
         "content": {"application/json": {}, "text/event-stream": {}},
     },
+    404: {"description": "There is no such model here"},
     429: {"description": "Too many requests; Retry-After says when to come back"},
 }

@@ -79,6 +79,8 @@ def arguments_rule(place: int, schema: Mapping[str, Any] | None) -> str:
     """Rule ``args_<place>``: arguments as the schema says, written as Python's json.dumps writes them."""
     own = dict(schema) if schema else {"type": "object", "properties": {}}
     own.setdefault("type", "object")
+    if not {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"} & set(own):
+        own.setdefault("additionalProperties", False)  # no function wants arguments that it does not name
     own["x-guidance"] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
     return f"args_{place}: %json {json.dumps(own, ensure_ascii=False)}"
 
