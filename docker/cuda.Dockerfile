@@ -1,0 +1,41 @@
+# dougong on NVIDIA GPUs. torch's wheels bring CUDA's libraries; Triton builds its launcher with gcc at run time.
+#
+#   docker build --file docker/cuda.Dockerfile --tag dougong:cuda .
+#   docker run --gpus all --ipc host --publish 8000:8000 dougong:cuda MODEL
+ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
+
+FROM ${BASE} AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY core core
+COPY kernels kernels
+COPY backends/cuda backends/cuda
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cu130
+ARG TORCH=torch==2.13.*
+RUN python3 -m venv /opt/dougong \
+    && /opt/dougong/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" "$TORCH" \
+    && /opt/dougong/bin/pip install --no-cache-dir ".[serve]" ./kernels ./backends/cuda \
+    && /opt/dougong/bin/pip uninstall --yes pip \
+    && find /opt/dougong -name __pycache__ -type d -prune -exec rm -rf {} +
+
+FROM ${BASE}
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev \
+    && rm -rf /var/lib/apt/lists/*
+RUN useradd --create-home --home-dir /var/lib/dougong --uid 10001 dougong \
+    && install --directory --owner dougong /var/lib/dougong/models
+COPY --from=build /opt/dougong /opt/dougong
+ENV PATH=/opt/dougong/bin:$PATH \
+    DOUGONG_BACKEND=cuda \
+    HF_HOME=/var/lib/dougong/models \
+    TRITON_CACHE_DIR=/var/lib/dougong/.triton
+USER 10001
+WORKDIR /var/lib/dougong
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["dougong", "serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["--help"]
