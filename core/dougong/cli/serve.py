@@ -72,7 +72,8 @@ def _option(name: str, kind: OptionType, text: str, panel: str) -> inspect.Param
     flag = "--" + name.replace("_", "-")
     names = [f"{flag}/--no-{flag[2:]}"] if kind.kind is bool else [flag]
     if kind.default not in (None, "", (), {}):
-        text = f"{text} [default: {kind.default}]"
+        shown = ", ".join(map(str, kind.default)) if kind.kind is tuple else str(kind.default)
+        text = f"{text} (default: {shown})"
     metavar = "JSON" if kind.kind is dict else None
     hint: Any = GenericAlias(list, kind.item) if kind.kind is tuple else str if kind.kind is dict else kind.kind
     how = typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, metavar=metavar)

@@ -18,10 +18,29 @@ import openai
 import pytest
 from server_harness import served
 
+from dougong.server.process.observer import RequestObserver
+from dougong.types import RequestOutput
+
+
+class Deaths(RequestObserver):
+    """Counts ends, and keeps the causes of deaths."""
+
+    def __init__(self) -> None:
+        self.ends = 0
+        self.causes: list[str] = []
+
+    def finished(self, output: RequestOutput) -> None:
+        self.ends += 1
+
+    def engine_died(self, cause: str) -> None:
+        self.causes.append(cause)
+
 
 @pytest.mark.prove
 def test_kill_9_under_load_answers_everybody_and_the_next_request_works(tiny_model: Path) -> None:
     with served(tiny_model) as server:
+        seen = Deaths()
+        server.client.observers.append(seen)
         body: Any = {"model": "tiny", "prompt": "ab", "max_tokens": 400, "ignore_eos": True}
 
         async def one(client: httpx.AsyncClient, stream: bool) -> str:
@@ -46,7 +65,9 @@ def test_kill_9_under_load_answers_everybody_and_the_next_request_works(tiny_mod
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
             after = client.completions.create(model="tiny", prompt="ab", max_tokens=3)
         assert after.usage is not None
-        assert server.client.restarts == 1
+        assert len(seen.causes) == server.client.restarts == 1
+        assert "SIGKILL" in seen.causes[0]
+        assert seen.ends == 41
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok", "restarts": 1}
 
 

@@ -146,6 +146,15 @@ def test_stop_bias_seed_and_length_work_as_openai_says(tiny: Served, client: ope
     assert seeded[0] == seeded[1] != seeded[2]
 
 
+def test_usage_counts_tokens_of_the_prefix_cache_also_where_a_stop_string_ends_it(client: openai.OpenAI) -> None:
+    ask: Any = {"model": "tiny", "prompt": "a long prompt that is asked twice " * 3, "max_tokens": 30, "seed": 1}
+    first = client.completions.create(**ask)
+    again = client.completions.create(**ask, stop=[first.choices[0].text[3]])
+    assert again.choices[0].finish_reason == "stop"
+    assert again.usage is not None and again.usage.prompt_tokens_details is not None
+    assert (again.usage.prompt_tokens_details.cached_tokens or 0) > 50
+
+
 def test_models_health_version_tokenize_and_back(tiny: Served, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "alias"]
     check_fields(httpx.get(f"{tiny.url}/v1/models/alias").json(), Model)
@@ -186,6 +195,7 @@ BAD = [
     ("completions", {"prompt": "x", "best_of": 2, "stream": True}, "best_of"),
     ("completions", {"prompt": "x", "seed": 10**40}, "seed"),
     ("completions", {"prompt": "x", "priority": "high"}, "priority"),
+    ("completions", {"prompt": "x", "priority": 5}, "--scheduling-policy priority"),
     ("embeddings", {"input": "x", "dimensions": 10**6}, "dimensions"),
 ]
 

@@ -16,8 +16,8 @@ from dougong.errors import ConfigError, InvalidRequestError, ModelLoadError
 from dougong.server.errors import EngineDownError
 from dougong.server.process.client import EngineClient
 from dougong.server.process.messages import StepCounters
-from dougong.server.process.observer import RequestStart
-from dougong.types import FinishReason, RequestOutput
+from dougong.server.process.observer import RequestObserver, RequestStart
+from dougong.types import RequestOutput
 
 
 def config(model: Path, **options: Any) -> EngineConfig:
@@ -43,15 +43,14 @@ async def collect(client: EngineClient, ids: list[int], params: SamplingParams, 
     return final
 
 
-class Seen:
-    """An observer."""
+class Seen(RequestObserver):
+    """Writes down what it is told."""
 
     def __init__(self) -> None:
         self.started_ids: list[str] = []
         self.finished_ids: list[str] = []
         self.first = 0
         self.steps: list[StepCounters] = []
-        self.deaths: list[str] = []
 
     def started(self, request: RequestStart) -> None:
         self.started_ids.append(request.request_id)
@@ -64,9 +63,6 @@ class Seen:
 
     def step(self, counters: StepCounters) -> None:
         self.steps.append(counters)
-
-    def engine_died(self, cause: str) -> None:
-        self.deaths.append(cause)
 
 
 async def until_refused(client: EngineClient) -> None:
@@ -122,27 +118,6 @@ def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_fu
         assert client.num_completions == 0
 
     with_client(given, work)
-
-
-@pytest.mark.prove
-def test_a_killed_engine_fails_its_requests_with_the_cause_and_the_next_request_works(tiny_model: Path) -> None:
-    async def work(client: EngineClient) -> None:
-        seen = Seen()
-        client.observers.append(seen)
-        long = SamplingParams(max_tokens=400, ignore_eos=True)
-        tasks = [asyncio.create_task(collect(client, [1, 2, i], long, f"r{i}")) for i in range(12)]
-        while len(seen.steps) < 3:
-            await asyncio.sleep(0.01)
-        os.kill(client.info.pid, signal.SIGKILL)
-        for output in await asyncio.gather(*tasks):
-            assert output.outputs[0].finish_reason is FinishReason.ERROR
-            assert "SIGKILL" in (output.outputs[0].error or "")
-        output = await collect(client, [1, 2, 3], PARAMS[0], "after")
-        assert output.outputs[0].finish_reason is FinishReason.LENGTH
-        assert len(seen.deaths) == client.restarts == 1
-        assert len(seen.finished_ids) == 13
-
-    with_client(config(tiny_model), work)
 
 
 def test_what_stops_the_engines_start_is_raised_with_its_class_and_text(tmp_path: Path, tiny_model: Path) -> None:

@@ -41,7 +41,6 @@ class EmbeddingRequest(BaseModel):
     normalize: bool | None = None
     """To length 1; where the model's files say nothing, yes."""
     add_special_tokens: bool = True
-    priority: int = 0
 
 
 def router(state: ServerState) -> APIRouter:
@@ -74,7 +73,6 @@ async def _embed(state: ServerState, body: EmbeddingRequest, model: str) -> dict
                 pooling=body.pooling or pooling.kind,
                 normalize=normalize,
                 request_id=f"{name}-{place}",
-                priority=body.priority,
                 timeout_s=state.config.request_timeout_s,
             )
         )

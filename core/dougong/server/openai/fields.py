@@ -52,7 +52,7 @@ class GenerationFields(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     user: str | None = None
-    """Who it is for: goes to the log only."""
+    """Accepted; nothing is made of it."""
 
     top_k: int | None = None
     min_p: float | None = None
@@ -65,7 +65,7 @@ class GenerationFields(BaseModel):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     priority: Annotated[int, Field(ge=-_INT64, lt=_INT64)] = 0
-    """Lower goes first, under ``--scheduling-policy priority``."""
+    """Lower goes first; refused unless the server was started with ``--scheduling-policy priority``."""
     cache_salt: str | None = None
     """Requests share cached prefixes only with those of the same salt."""
     request_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None

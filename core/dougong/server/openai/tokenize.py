@@ -25,7 +25,7 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, JsonValue]] | None = None
+    messages: Annotated[list[dict[str, JsonValue]], Field(min_length=1)] | None = None
     tools: list[dict[str, JsonValue]] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True

@@ -14,16 +14,16 @@ from dougong.config import EngineConfig
 from dougong.engine.logprobs import LogprobReader
 from dougong.engine.prompt import PromptReader
 from dougong.engine.vectors import unit
-from dougong.errors import ConfigError, DougongError, EngineError, InvalidRequestError
+from dougong.errors import ConfigError, EngineError, InvalidRequestError
 from dougong.models import get_tokenizer
 from dougong.server.errors import EngineDownError
 from dougong.server.process.child import EngineChild
+from dougong.server.process.life import EngineLives
 from dougong.server.process.messages import (
     Abort,
     Add,
     EngineInfo,
     EngineSnapshot,
-    Failed,
     Finish,
     ResetPrefixCache,
     Snapshot,
@@ -40,9 +40,6 @@ __all__ = ["EngineClient"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds before the first, second, … restart in a row. A life of `_STABLE_S` starts the row anew.
-_BACK_OFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_STABLE_S = 60.0
 #: Seconds between two snapshots that are pushed.
 _WATCH_S = 0.2
 
@@ -56,21 +53,13 @@ class EngineClient:
 
     def __init__(self, config: EngineConfig, child: EngineChild, info: EngineInfo, tokenizer: Any, log_level: str):
         self.config = config
-        self.info = info
         self.tokenizer = tokenizer
         self.texts = TextWorker(tokenizer)
         self.prompts = PromptReader(tokenizer, info.vocab_size, info.max_model_len)
         self.observers: list[RequestObserver] = []
         self.counters: StepCounters | None = None
         """Of the last step."""
-        self.restarts = 0
-        self._log_level = log_level
         self._reader = LogprobReader(tokenizer)
-        self._child: EngineChild | None = child
-        self._down: EngineDownError | None = None
-        """Why there is no engine and none is being started just now."""
-        self._up = asyncio.Event()
-        self._up.set()
         self._next_handle = 0
         self._streams: dict[int, RequestStream] = {}  # by each completion's handle
         self._by_id: dict[str, RequestStream] = {}
@@ -79,7 +68,7 @@ class EngineClient:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
-        self._task = asyncio.create_task(self._live(child), name="dougong-engine")
+        self._lives = EngineLives(config, child, info, self, log_level)
 
     @classmethod
     async def start(cls, config: EngineConfig, *, log_level: str = "WARNING") -> EngineClient:
@@ -108,9 +97,19 @@ class EngineClient:
     # -- requests ----------------------------------------------------------------------------------------
 
     @property
+    def info(self) -> EngineInfo:
+        """Of the engine that stands, or stood last."""
+        return self._lives.info
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine died and was started again."""
+        return self._lives.restarts
+
+    @property
     def healthy(self) -> bool:
-        """An engine stands."""
-        return self._up.is_set() and not self._closing
+        """An engine stands, and takes requests."""
+        return self._lives.healthy and not self._closing
 
     @property
     def num_completions(self) -> int:
@@ -153,6 +152,11 @@ class EngineClient:
             EngineDownError: there is no engine, and it could not be started.
         """
         resolved = self.check(prompt_token_ids, params)
+        if priority and self.config.scheduling_policy != "priority":
+            raise InvalidRequestError(
+                f"priority={priority}: this engine runs requests in the order of their arrival. Leave it out, or start "
+                "the server with --scheduling-policy priority."
+            )
         add = Add(
             0,
             request_id,
@@ -243,14 +247,9 @@ class EngineClient:
         Raises:
             EngineDownError: it cannot be started, or the server shuts down.
         """
-        while True:
-            if self._closing:
-                raise EngineDownError("the server is shutting down.")
-            if self._down is not None:
-                raise self._down
-            if self._up.is_set() and self._child is not None:
-                return self._child
-            await self._up.wait()
+        if self._closing:
+            raise EngineDownError("the server is shutting down.")
+        return await self._lives.ready()
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator gets the aborted output. Unknown ids, and those that are over, are ignored."""
@@ -259,8 +258,8 @@ class EngineClient:
             self._abort(stream)
 
     def _abort(self, stream: RequestStream, error: str | None = None) -> None:
-        if self._child is not None and self._up.is_set():
-            self._child.say(Abort(stream.handle))
+        if self._lives.child is not None:
+            self._lives.child.say(Abort(stream.handle))
         stream.end_all(FinishReason.ABORT, error)
         self._forget(stream)
 
@@ -276,7 +275,8 @@ class EngineClient:
 
     # -- what the engine says ----------------------------------------------------------------------------
 
-    def _deliver(self, steps: Steps, child: EngineChild) -> None:
+    def on_steps(self, steps: Steps, child: EngineChild) -> None:
+        """Called by `EngineLives`: a message of the engine."""
         streams, now = self._streams, time.monotonic()
         for handle, token in zip(steps.handles, steps.tokens):
             stream = streams.get(handle)
@@ -350,8 +350,8 @@ class EngineClient:
             self._watch()
 
     def _watch(self) -> None:
-        if self._child is not None and self._up.is_set():
-            self._child.say(Watch(_WATCH_S if self._watchers else 0.0))
+        if self._lives.child is not None:
+            self._lives.child.say(Watch(_WATCH_S if self._watchers else 0.0))
 
     def _show(self, snapshot: EngineSnapshot) -> None:
         asking, self._asking = self._asking, []
@@ -369,56 +369,8 @@ class EngineClient:
 
     # -- life and death ----------------------------------------------------------------------------------
 
-    async def _live(self, child: EngineChild) -> None:
-        """Read what the engine says; when it dies, say so to its requests and start another, as long as we live."""
-        failures = 0
-        while True:
-            born = time.monotonic()
-            cause = await self._listen(child)
-            self._died(cause)
-            await child.kill()
-            if self._closing:
-                return
-            log.error("the engine's process ended: %s; it is started again", cause)
-            self._tell("engine_died", cause)
-            failures = 0 if time.monotonic() - born > _STABLE_S else failures
-            found: EngineChild | None = None
-            while found is None:
-                await asyncio.sleep(_BACK_OFF[min(failures, len(_BACK_OFF) - 1)])
-                failures += 1
-                self._down = None  # who comes now waits for this start
-                try:
-                    found, self.info = await EngineChild.start(self.config, self._log_level)
-                except (DougongError, OSError) as error:
-                    log.error("the engine cannot be started again: %s", error)
-                    self._down = EngineDownError(f"the engine died ({cause}) and cannot be started again: {error}")
-                    self._up.set()  # whoever waits learns of it
-                    self._up.clear()
-            child = self._child = found
-            self.restarts += 1
-            self._up.set()
-            self._watch()
-
-    async def _listen(self, child: EngineChild) -> str:
-        """Deliver what ``child`` says; returns how it ended."""
-        failed: Failed | None = None
-        while True:
-            message = await child.steps()
-            if message is None:
-                how = await child.wait()
-                return how if failed is None else f"{failed.error}: {failed.message}"
-            if isinstance(message, Failed):
-                failed = message
-                continue
-            try:
-                self._deliver(message, child)
-            except Exception:  # one bad message must not deafen us to the rest
-                log.exception("a message of the engine could not be delivered")
-            await asyncio.sleep(0)  # messages that lie ready must not keep the readers from running
-
-    def _died(self, cause: str) -> None:
-        self._up.clear()
-        self._child = None
+    def on_death(self, cause: str, closing: bool) -> None:
+        """Called by `EngineLives`: the process is gone, and with it all its requests."""
         text = f"EngineError: the engine's process ended ({cause})"
         for stream in list(self._by_id.values()):
             stream.end_all(FinishReason.ERROR, text)
@@ -427,6 +379,12 @@ class EngineClient:
             if not future.done():
                 future.set_exception(EngineDownError(text))
         self._asking = []
+        if not closing:
+            self._tell("engine_died", cause)
+
+    def on_birth(self, child: EngineChild) -> None:
+        """Called by `EngineLives`: another process stands."""
+        self._watch()
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Take no more requests, give those that run ``drain_s`` seconds to finish, and end the process."""
@@ -438,9 +396,5 @@ class EngineClient:
                 log.warning("%d requests were not over after %.0f s and are ended", len(self._by_id), drain_s)
         for stream in list(self._by_id.values()):
             self._abort(stream)
-        if self._child is not None:
-            await self._child.close()
-        else:
-            self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._lives.close()
         self.texts.close()

@@ -28,15 +28,20 @@ class RequestObserver(Protocol):
 
     def started(self, request: RequestStart) -> None:
         """It goes to the engine."""
+        return None
 
     def first_token(self, output: RequestOutput) -> None:
         """Its first token arrived; ``output.times`` says when."""
+        return None
 
     def finished(self, output: RequestOutput) -> None:
         """It is over, for whatever reason (``output.outputs[i].finish_reason``). Called once per request."""
+        return None
 
     def step(self, counters: StepCounters) -> None:
         """A step of the engine is over."""
+        return None
 
     def engine_died(self, cause: str) -> None:
         """The engine's process ended unasked; its requests finish with an error, and it is started again."""
+        return None

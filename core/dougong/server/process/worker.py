@@ -248,6 +248,7 @@ class EngineWorker:
         stream.sent[index] = len(completion.token_ids)
         if not stream.told:
             stream.told = True
+            update.cached_tokens = output.num_cached_tokens
             update.scheduled_at = output.times.first_scheduled
             if output.prompt_logprobs is not None:
                 update.prompt_scores = [None if entry is None else _scores(entry) for entry in output.prompt_logprobs]
