@@ -135,7 +135,8 @@ def _remote_answer(remote: Remote, model: str, sampling: SamplingParams, notes: 
         wanted["seed"] = sampling.seed
 
     def answer(messages: list[dict[str, Any]]) -> tuple[str, str]:
-        text, reason, usage = "", "", {}
+        text, reason = "", ""
+        usage: dict[str, Any] = {}
         started = perf_counter()
         first = last = None
         for chunk in remote.chat(messages, **wanted):

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO
 
 from dougong.errors import EngineError
 
@@ -50,7 +51,7 @@ def server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
                 process.wait()
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: object) -> None:
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
     begun = time.monotonic()
     while time.monotonic() - begun < _START_S:
         if process.poll() is not None:
@@ -60,8 +61,8 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: object) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    log.seek(0)  # type: ignore[attr-defined]
-    tail = "".join(log.readlines()[-12:]).strip()  # type: ignore[attr-defined]
+    log.seek(0)
+    tail = "".join(log.readlines()[-12:]).strip()
     how = "ended" if process.poll() is not None else f"was not ready within {_START_S:.0f} s"
     raise EngineError(f"`dougong serve` {how}:\n{tail}")
 
