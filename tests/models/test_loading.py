@@ -95,6 +95,16 @@ def test_auto_dtype_is_the_files_own_where_the_device_runs_it(tmp_path: Path, lo
     assert loaded.model.attentions[0].spec.kv_dtype == torch.int8
 
 
+def test_an_8_bit_cache_is_of_the_device_s_own_kind(
+    tmp_path: Path, load: Load, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, "Llama")
+    assert load(tmp_path, kv_cache_dtype="fp8").kv_dtype == torch.float8_e4m3fn
+    monkeypatch.setattr(backend.device, "fp8_dtype", torch.float8_e4m3fnuz, raising=False)
+    assert load(tmp_path, kv_cache_dtype="fp8").kv_dtype == torch.float8_e4m3fnuz
+    assert load(tmp_path, kv_cache_dtype="fp8_e4m3").kv_dtype == torch.float8_e4m3fn
+
+
 def test_eos_ids_are_those_of_the_generation_config(tmp_path: Path) -> None:
     save_model(tmp_path, "Llama")
     assert read_config(tmp_path).eos_token_ids == (2,)

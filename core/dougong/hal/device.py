@@ -32,13 +32,15 @@ class Device(ABC):
 
     ``type`` is torch's device type, ``dist_backend`` the torch.distributed backend for collectives,
     ``pins_memory`` whether pinned host buffers make copies asynchronous, ``graphs`` the device's ability to record
-    graphs (None: it has none), ``dtypes`` what models may run in, preferred first.
+    graphs (None: it has none), ``dtypes`` what models may run in, preferred first, ``fp8_dtype`` what
+    ``kv_cache_dtype="fp8"`` means here (some hardware has an 8-bit float of its own).
     """
 
     type: ClassVar[str]
     dist_backend: ClassVar[str] = "gloo"
     pins_memory: ClassVar[bool] = False
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
+    fp8_dtype: torch.dtype = torch.float8_e4m3fn
     graphs: GraphBackend | None = None
 
     def __init__(self, index: int = 0) -> None:

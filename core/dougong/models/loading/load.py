@@ -12,7 +12,7 @@ import torch
 
 from dougong.config import EngineConfig
 from dougong.errors import ConfigError, ModelLoadError, UnsupportedModelError
-from dougong.hal import Backend, Collectives, dtype_name
+from dougong.hal import Backend, Collectives, Device, dtype_name
 from dougong.models.base import CausalLM
 from dougong.models.build import Builder
 from dougong.models.config import ModelConfig, torch_dtype
@@ -67,7 +67,7 @@ def load_model(
     if files.gguf is None and not dummy:
         config = without_head(config, files.folder)
     dtype = _dtype(options.dtype, config, backend)
-    kv_dtype = _kv_dtype(options.kv_cache_dtype, dtype)
+    kv_dtype = _kv_dtype(options.kv_cache_dtype, dtype, backend.device)
     max_len = _max_len(options.max_model_len, config)
     model_type = find_model(config, plugins)
     build = Builder(
@@ -148,13 +148,14 @@ def _dtype(name: str, config: ModelConfig, backend: Backend) -> torch.dtype:
 
 _KV_DTYPES = {
     "int8": torch.int8,
-    "fp8": torch.float8_e4m3fn,
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
 
 
-def _kv_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+def _kv_dtype(name: str, dtype: torch.dtype, device: Device) -> torch.dtype:
+    if name == "fp8":
+        return device.fp8_dtype
     return dtype if name == "auto" else _KV_DTYPES[name] if name in _KV_DTYPES else torch_dtype(name)
 
 
