@@ -20,7 +20,9 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:72rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.7rem;margin:0 0 .25rem;letter-spacing:-.01em}h2{font-size:1.15rem;margin:2.5rem 0 .75rem}
 p{margin:.4rem 0}.dim{color:var(--dim)}code,pre{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.86em}
-.verdict{display:inline-block;font-weight:650;padding:.1rem .6rem;border-radius:.35rem;border:1px solid currentColor}
+a{color:var(--mark)}
+.verdict{display:inline-block;font-size:.8em;vertical-align:.12em;
+font-weight:650;padding:.1rem .6rem;border-radius:.35rem;border:1px solid currentColor}
 .CONFORMANT{color:var(--good)}.NOT{color:var(--bad)}.INVALID{color:var(--warn)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.5rem;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
@@ -30,6 +32,18 @@ th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}t
 .fail{border:1px solid var(--line);border-left:3px solid var(--bad);background:var(--card);border-radius:.4rem;
 padding:.6rem .8rem;margin:.6rem 0;overflow-wrap:anywhere}
 .fail pre{margin:.4rem 0 0;white-space:pre-wrap}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(7rem,1fr));gap:.75rem;margin:1.25rem 0}
+.tile{border:1px solid var(--line);border-radius:.5rem;background:var(--card);padding:.6rem .9rem}
+.tile b{display:block;font-size:1.5rem;line-height:1.25;font-variant-numeric:tabular-nums}.tile span{color:var(--dim)}
+.tile.zero b{color:var(--dim);font-weight:500}
+.family{display:grid;grid-template-columns:6.5rem 1fr;gap:.4rem 1rem;padding:.6rem .9rem;
+border-bottom:1px solid var(--line);align-items:center}
+.family:last-child{border-bottom:0}.chips{display:flex;flex-wrap:wrap;gap:.35rem;align-items:center}
+.chip{border:1px solid var(--good);border-radius:.35rem;padding:.05rem .5rem;font-size:.86em;white-space:nowrap}
+.chip small{color:var(--dim);margin-left:.4em;font-size:.86em;font-variant-numeric:tabular-nums}
+.chip.refused{border-color:var(--skip);color:var(--dim)}.chip.undeclared{border-style:dashed}
+.chip.failed{border-color:var(--bad);color:var(--bad);font-weight:650}.chip.failed small{color:inherit}
+.more{margin-top:.75rem}.more summary{color:var(--dim)}.more .scroll{margin-top:.5rem}
 details>summary{cursor:pointer}svg{display:block;width:100%;height:auto}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
 figure{margin:0;padding:.75rem;border:1px solid var(--line);border-radius:.5rem;background:var(--card)}
@@ -37,9 +51,16 @@ figcaption{font-size:.85rem;color:var(--dim);margin-top:.25rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:0}dt{color:var(--dim)}dd{margin:0;
 overflow-wrap:anywhere}
 @media(max-width:36rem){main{padding:1.25rem .9rem 3rem}h1{font-size:1.35rem}dl{grid-template-columns:1fr}
-dd{margin-bottom:.5rem}th,td{padding:.35rem .5rem}.plots{grid-template-columns:1fr}}
+dd{margin-bottom:.5rem}th,td{padding:.35rem .5rem}.plots{grid-template-columns:1fr}.wide{display:none}
+.tiles{grid-template-columns:1fr 1fr}.tile:first-child{grid-column:1/-1}.name{display:block;font-size:.8rem;
+white-space:normal}.family{grid-template-columns:1fr}}
 """
 
+_WORDS = {"CONFORMANT": "conformant", "NOT": "not conformant", "INVALID": "invalid"}
+_FAMILY_NAMES = {
+    "block": "block size", "dim": "head size", "kv": "cache dtype", "ratio": "heads per KV head", "op": "other ops",
+}  # fmt: skip
+_WIDE = ("executed", "floor", "margin", "")
 _BAD = ("FAIL", "ERROR", "CRASH", "TIMEOUT", "XPASS")
 _LEVEL_NAMES = {
     "L0": "device and memory", "L1": "op numerics", "L2": "paged-KV semantics", "L3": "engine parity",
@@ -52,16 +73,13 @@ def html(report: dict[str, Any], needs: dict[str, tuple[str, ...]] | None = None
     word, totals = report["verdict"], report["totals"]
     failed = sum(totals[name.lower()] for name in _BAD)
     parts = [
-        f"<h1>{escape(report['backend'])} <span class='verdict {word}'>{word}</span></h1>",
+        f"<h1>{escape(report['backend'])} <span class='verdict {word}'>{_WORDS[word]}</span></h1>",
         (
-            f"<p>Profile <b>{report['profile']}</b>: {totals['cases']} cases, {totals['pass']} passed, "
-            f"{failed} failed, {totals['unsupported']} refused, {totals['waived']} waived, "
-            f"in {report['seconds']:.0f} s.</p>"
+            f"<p class='dim'>{escape(report['environment'].get('device', ''))} · profile {report['profile']} in "
+            f"{report['seconds']:.0f} s · suite {report['suite']['version']} · {escape(_moment(report['when']))} · "
+            f"tolerance {report['manifest']['tolerance']}</p>"
         ),
-        (
-            f"<p class='dim'>{escape(report['environment'].get('device', ''))} · suite {report['suite']['version']} · "
-            f"{escape(report['when'])} · tolerance {report['manifest']['tolerance']}</p>"
-        ),
+        _tiles(totals, failed),
     ]
     parts += [f"<p class='{word}'>{escape(reason)}</p>" for reason in report["reasons"]]
     parts.append(_levels(report))
@@ -79,6 +97,21 @@ def html(report: dict[str, Any], needs: dict[str, tuple[str, ...]] | None = None
     )
 
 
+def _moment(when: str) -> str:
+    return f"{when[:16].replace('T', ' ')} UTC"
+
+
+def _tiles(totals: dict[str, int], failed: int) -> str:
+    shown = (
+        ("cases", totals["cases"], ""), ("passed", totals["pass"], "ok"), ("failed", failed, "no"),
+        ("refused", totals["unsupported"], "un"), ("waived", totals["waived"], "un"),
+    )  # fmt: skip
+    return "<div class='tiles'>" + "".join(
+        f"<div class='tile{'' if count else ' zero'}'><b class='{kind}'>{count:,}</b><span>{name}</span></div>"
+        for name, count, kind in shown
+    ) + "</div>"  # fmt: skip
+
+
 def _levels(report: dict[str, Any]) -> str:
     rows = []
     for name, level in report["levels"].items():
@@ -89,13 +122,14 @@ def _levels(report: dict[str, Any]) -> str:
         skipped = len(outcomes) - level["passed"] - bad
         margin = "" if level["worst_margin"] is None else f"{level['worst_margin']:.2f}"
         rows.append(
-            f"<tr><td>{name} <span class='dim'>{_LEVEL_NAMES[name]}</span></td><td>{level['required']}</td>"
-            f"<td>{level['executed']}</td><td>{level['floor']}</td><td class='ok'>{level['passed']}</td>"
-            f"<td class='{'no' if bad else 'un'}'>{bad}</td><td class='un'>{skipped}</td><td>{margin}</td>"
-            f"<td style='min-width:9rem'>{stacked_bar(level['passed'], bad, skipped)}</td></tr>"
+            f"<tr><td>{name} <span class='dim name'>{_LEVEL_NAMES[name]}</span></td><td>{level['required']}</td>"
+            f"<td class='wide'>{level['executed']}</td><td class='wide'>{level['floor']}</td>"
+            f"<td class='ok'>{level['passed']}</td>"
+            f"<td class='{'no' if bad else 'un'}'>{bad}</td><td class='un'>{skipped}</td><td class='wide'>{margin}</td>"
+            f"<td class='wide' style='min-width:9rem'>{stacked_bar(level['passed'], bad, skipped)}</td></tr>"
         )
     head = "".join(
-        f"<th>{name}</th>"
+        f"<th{' class=wide' if name in _WIDE else ''}>{name}</th>"
         for name in ("level", "cases", "executed", "floor", "passed", "failed", "refused", "margin", "")
     )
     return f"<h2>Levels</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
@@ -126,21 +160,35 @@ def _matrix(report: dict[str, Any], needs: dict[str, tuple[str, ...]]) -> str:
     if not found:
         return ""
     capabilities = report["manifest"]["capabilities"]
+    families: dict[str, list[str]] = defaultdict(list)
     rows = []
     for need in sorted(found, key=_order):
         good, bad, refused = found[need]
-        state = (
-            f"<span class='no'>{bad} failed</span>"
-            if bad
-            else ("<span class='ok'>yes</span>" if good else "<span class='un'>refused</span>")
+        declared = _declared(need, capabilities)
+        family, _, member = need.partition(":")
+        kind = "failed" if bad else "holds" if good else "refused"
+        count = f"{bad} of {good + bad} failed" if bad else f"{good}" if good else "refused"
+        families[family if member else "of its own"].append(
+            f"<span class='chip {kind}{'' if declared else ' undeclared'}'>{escape(member or need.replace('_', ' '))}"
+            f"<small>{count}</small></span>"
         )
         rows.append(
-            f"<tr><td><code>{escape(need)}</code></td>"
-            f"<td>{'yes' if _declared(need, capabilities) else 'no'}</td><td>{state}</td>"
-            f"<td>{good}</td><td>{bad}</td><td>{refused}</td></tr>"
+            f"<tr><td><code>{escape(need)}</code></td><td>{'yes' if declared else 'no'}</td>"
+            f"<td class='ok'>{good}</td><td class='{'no' if bad else 'un'}'>{bad}</td>"
+            f"<td class='un'>{refused}</td></tr>"
         )
-    head = "".join(f"<th>{name}</th>" for name in ("capability", "declared", "holds", "passed", "failed", "refused"))
-    return f"<h2>Capabilities</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    matrix = "".join(
+        f"<div class='family'><span class='dim'>{_FAMILY_NAMES.get(family, family)}</span>"
+        f"<div class='chips'>{''.join(chips)}</div></div>"
+        for family, chips in families.items()
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("capability", "declared", "passed", "failed", "refused"))
+    return (
+        "<h2>Capabilities</h2><p class='dim'>Each with the number of cases that passed. Dashed: not declared in the "
+        f"manifest, and probed.</p><div class='scroll'>{matrix}</div>"
+        "<details class='more'><summary>As a table</summary>"
+        f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div></details>"
+    )
 
 
 def _order(need: str) -> tuple[str, int, str]:
@@ -162,9 +210,13 @@ def _margins(report: dict[str, Any]) -> str:
     groups: dict[str, list[float]] = defaultdict(list)
     for case in report["cases"]:
         if case.get("margin") is not None and case["outcome"] == "PASS":
-            groups["/".join(case["id"].split("/")[:3])].append(float(case["margin"]))
+            level, group, *rest = case["id"].split("/")
+            # a bug's own cases are few: together they make a picture
+            whole = group in ("regression", "corpus") or len(rest) < 2
+            name = f"{level}/{group}" if whole else f"{level}/{group}/{rest[0]}"
+            groups[name].append(float(case["margin"]))
     plots = [
-        f"<figure>{margin_strip(values)}<figcaption>{escape(name)}: {len(values)} cases, "
+        f"<figure>{margin_strip(values)}<figcaption><b>{escape(name)}</b><br>{len(values)} cases, "
         f"worst {max(values):.2f} of its bound"
         "</figcaption></figure>"
         for name, values in sorted(groups.items())

@@ -14,7 +14,7 @@ def stacked_bar(good: int, bad: int, rest: int) -> str:
     for count, colour in ((good, "var(--good)"), (bad, "var(--bad)"), (rest, "var(--skip)")):
         width = 100 * count / total
         if count:
-            parts.append(f"<rect x='{at:.2f}' y='0' width='{max(width, 0.6):.2f}' height='8' fill='{colour}'/>")
+            parts.append(f"<rect x='{at:.2f}' y='0' width='{max(width, 2):.2f}' height='8' fill='{colour}'/>")
         at += width
     label = f"{good} passed, {bad} failed, {rest} refused"
     return (

@@ -20,11 +20,6 @@ MUTANTS = [
         "        into.table = view.block_table\n", "        into.table = view.block_table.roll(1, 0)\n",
     ),
     Mutant(
-        "engine-decode-writes-a-slot-late", _SPLIT, f"{_L3}length/17-chunk64-own",
-        "        block, place = slots // n, slots % n\n",
-        "        slots = slots + 1 if len(slots) < 8 else slots\n        block, place = slots // n, slots % n\n",
-    ),
-    Mutant(
         "engine-chunk-sees-only-itself", _SPLIT, f"{_L3}chunks/chunk7-cold-step-own",
         "        if window is None:\n            return 0\n",
         "        if window is None:\n            return kv_len - q_len if q_len > 1 else 0\n",
