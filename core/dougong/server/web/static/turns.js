@@ -4,15 +4,18 @@ import { copy, element } from "./dom.js";
 import { number, t } from "./i18n.js";
 import { renderMarkdown } from "./markdown.js";
 
+const LABELS = { user: "you", assistant: "answer", tool: "toolAnswer" };
+
 /** The view of a turn; `update()` follows a turn that grows. `acts`: again(index), edit(index), results(index, texts). */
 export class TurnView {
   constructor(turn, index, acts) {
     this.turn = turn;
     this.index = index;
     this.acts = acts;
-    this.node = element(`article.turn.${turn.role}`, { "aria-label": t(turn.role === "user" ? "you" : "answer") });
+    this.node = element(`article.turn.${turn.role}`, { "aria-label": t(LABELS[turn.role]) });
     if (turn.role === "user") this.#user();
     else if (turn.role === "assistant") this.#assistant();
+    else this.node.append(element("details.call", {}, element("summary", {}, t("toolAnswer")), element("pre", {}, turn.content)));
   }
 
   #user() {
