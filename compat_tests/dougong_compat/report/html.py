@@ -51,7 +51,7 @@ figcaption{font-size:.85rem;color:var(--dim);margin-top:.25rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:0}dt{color:var(--dim)}dd{margin:0;
 overflow-wrap:anywhere}
 @media(max-width:36rem){main{padding:1.25rem .9rem 3rem}h1{font-size:1.35rem}dl{grid-template-columns:1fr}
-dd{margin-bottom:.5rem}th,td{padding:.35rem .5rem}.plots{grid-template-columns:1fr}.wide{display:none}
+dd{margin-bottom:.5rem}th,td{padding:.3rem .35rem;font-size:.88rem}.plots{grid-template-columns:1fr}.wide{display:none}
 .tiles{grid-template-columns:1fr 1fr}.tile:first-child{grid-column:1/-1}.name{display:block;font-size:.8rem;
 white-space:normal}.family{grid-template-columns:1fr}}
 """

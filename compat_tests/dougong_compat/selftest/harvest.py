@@ -1,4 +1,4 @@
-"""``python -m dougong_compat.selftest.harvest``: write corpus.json anew.
+"""``python -m dougong_compat.selftest.harvest [NAME…]``: search planted bugs, add what is found to corpus.json.
 
 For every bug that can be planted in a kernel the search looks for a failing call and shrinks it; what it finds is a
 case from then on. Bugs that no single attention call shows (writes, replays, the block manager) give none.
@@ -7,6 +7,8 @@ case from then on. Bugs that no single attention call shows (writes, replays, th
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from dougong_compat.target import OpenError, Target
 __all__ = ["harvest"]
 
 
-def harvest(count: int = 80) -> list[dict[str, Any]]:
-    """Entries of corpus.json, at most one for each planted bug, no two alike."""
-    entries: list[dict[str, Any]] = []
+def harvest(only: Sequence[str] = (), count: int = 60) -> Iterator[dict[str, Any]]:
+    """Entries of corpus.json, at most one for each planted bug whose name holds one of ``only``; no two alike."""
     seen: set[str] = set()
     for mutant in all_mutants():
+        if only and not any(text in mutant.name for text in only):
+            continue
         if mutant.manager or mutant.equivalent or not mutant.killed_by.startswith(("L1/attention", "L1/regression")):
             continue
         target = Target(mutant.backend, (HONEST[mutant.backend],), mutant.name)
@@ -35,17 +38,21 @@ def harvest(count: int = 80) -> list[dict[str, Any]]:
         if failure is None or text in seen:
             continue
         seen.add(text)
-        entries.append(
-            {
-                "name": f"{mutant.name}-{failure['id'].rpartition('/')[2]}", "params": failure["params"],
-                "seed": failure["seed"], "note": mutant.name,
-            }
-        )  # fmt: skip
-        print(f"{mutant.name}: {text}", flush=True)
-    return entries
+        yield {
+            "name": f"{mutant.name}-{failure['id'].rpartition('/')[2]}", "params": failure["params"],
+            "seed": failure["seed"], "note": mutant.name,
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Write after every find: a search may be cut short."""
+    path = Path(str(resources.files("dougong_compat").joinpath("corpus.json")))
+    entries = {entry["note"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))}
+    for entry in harvest(sys.argv[1:]):
+        entries[entry["note"]] = entry
+        path.write_text(json.dumps(list(entries.values()), indent=1) + "\n", encoding="utf-8")
+        print(entry["name"], flush=True)
 
 
 if __name__ == "__main__":
-    found = harvest()
-    path = Path(str(resources.files("dougong_compat").joinpath("corpus.json")))
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    main()
