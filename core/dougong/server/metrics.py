@@ -133,9 +133,10 @@ class Metrics(Collector, RequestObserver):
         parts["launch"] += counters.launch_s
         parts["wait"] += counters.wait_s
         parts["commit"] += counters.commit_s
-        known = counters.schedule_s + counters.launch_s + counters.wait_s + counters.commit_s
-        parts["exchange"] += max(0.0, counters.step_s - known)
         self.step_s.observe(counters.step_s)
+        # A round launches one step and takes back the one before: only the sums of rounds and parts belong together.
+        known = parts["schedule"] + parts["launch"] + parts["wait"] + parts["commit"]
+        parts["exchange"] = max(parts["exchange"], self.step_s.sum - known)
         if counters.num_tokens:
             self.step_tokens.observe(counters.num_tokens)
         if counters.num_decode_rows:
