@@ -123,9 +123,9 @@ def test_responses(gpt: openai.OpenAI) -> None:
     with gpt.responses.stream(
         model="tiny", previous_response_id=first.id, input=result, max_output_tokens=8, temperature=0
     ) as stream:
-        kinds = [event.type for event in stream]
-        final = stream.get_final_response()
-    assert kinds[-1] in ("response.completed", "response.incomplete")
+        *_, last = stream
+    assert last.type in ("response.completed", "response.incomplete")
+    final = last.response
     assert final.usage is not None and first.usage is not None
     assert final.usage.input_tokens > first.usage.input_tokens
     scored = gpt.responses.create(model="tiny", input="Hi", max_output_tokens=4, top_logprobs=2)

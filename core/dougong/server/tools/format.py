@@ -77,7 +77,7 @@ class ToolFormat(ABC):
 
 def arguments_rule(place: int, schema: Mapping[str, Any] | None) -> str:
     """Rule ``args_<place>``: arguments as the schema says, written as Python's json.dumps writes them."""
-    own = dict(schema) if schema else {"type": "object", "properties": {}}
+    own: dict[str, Any] = dict(schema) if schema else {"type": "object", "properties": {}}
     own.setdefault("type", "object")
     if not {"$ref", "allOf", "anyOf", "oneOf", "patternProperties"} & set(own):
         own.setdefault("additionalProperties", False)  # no function wants arguments that it does not name
