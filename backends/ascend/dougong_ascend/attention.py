@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dougong.errors import EngineError
+from dougong.errors import ConfigError, EngineError
 from dougong.hal import (
     AttentionKernel,
     AttentionQuery,
@@ -24,12 +24,12 @@ from dougong.hal import (
 )
 from dougong_ascend.graphs import AscendGraph
 from dougong_ascend.layouts import HND_PAGED, NHD_PAGED
-from dougong_ascend.limits import fused_refusals
-from dougong_ascend.plans import FusedPlan, RowCall, dead_queries
+from dougong_ascend.limits import MOST_KEYS, fused_refusals, gathered_refusals
+from dougong_ascend.plans import FusedPlan, GatheredPlan, RowCall, dead_queries
 from dougong_ascend.sdk import INT_MAX, FusedCall, fused_version
-from dougong_ascend.store import store
+from dougong_ascend.store import store_scaled
 
-__all__ = ["FusedAttention", "causal_mask"]
+__all__ = ["FusedAttention", "GatheredAttention", "causal_mask"]
 
 _masks: dict[torch.device, torch.Tensor] = {}
 
@@ -47,14 +47,26 @@ class FusedAttention(AttentionKernel):
 
     A sink is applied to the operator's answer, as ``out · sigmoid(lse − sink)``: the same number, and the operator's
     own sinks exist for one layout and two head dims only.
+
+    An int8 cache is read as it lies under single queries, gathered and widened under more. Its scales are factors of
+    the scale and of the answer: exact, while the operator's own would be rounded to the queries' dtype.
     """
 
     layouts = (NHD_PAGED, HND_PAGED)
 
     def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: Device) -> None:
         super().__init__(spec, group, limits, device)
+        if limits.max_kv_len > MOST_KEYS:
+            raise ConfigError(
+                f"max_model_len={limits.max_kv_len}: the operator sees at most {MOST_KEYS} keys under one query. Set "
+                f"max_model_len={MOST_KEYS} or less."
+            )
         self._version = fused_version()
+        self._int8 = spec.kv_dtype == torch.int8
+        self._one = torch.ones(1, dtype=spec.dtype, device=device.torch_device)
+        self._scales: dict[int, tuple[LayerArgs, float, float]] = {}
         self._heads_out = group.layout.name == "hnd"
+        self._heads_first = True  # where the operator leaves a choice
         self._mask = causal_mask(device.torch_device)
         self._no_lse = torch.empty(1, dtype=torch.float32, device=device.torch_device)
 
@@ -70,7 +82,7 @@ class FusedAttention(AttentionKernel):
         into.fill(batch)
 
     def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
-        store(cache, k, v, slots)
+        store_scaled(cache, layer, k, v, slots)
 
     # -- one layer --------------------------------------------------------------------------------------------
 
@@ -88,6 +100,8 @@ class FusedAttention(AttentionKernel):
         if lse is None and self.spec.sinks:
             lse = torch.empty(out.shape[:2], dtype=torch.float32, device=out.device)
         graph = AscendGraph.capturing()
+        k_scale, v_scale = self._scales_of(layer)
+        scale = self.spec.scale * k_scale
         if isinstance(kv, RaggedKV):
             self._run_ragged(plan, q, kv, out, lse)
             dead = self._dead_ragged(plan, kv)
@@ -96,15 +110,26 @@ class FusedAttention(AttentionKernel):
             for call in plan.calls:
                 if graph is not None and call.start:
                     raise EngineError("a graph of this kernel holds decodes only; run other batches without one")
-                self._call(call, q, kv, keys, out, lse, graph)
+                self._call(call, q, kv, keys, scale, out, lse, graph)
             dead = plan.dead[: out.shape[0]] if plan.any_dead or graph is not None else None
         if dead is not None:
             out.masked_fill_(dead[..., None], 0)
             if lse is not None:
                 lse.masked_fill_(dead, -torch.inf)
+        if v_scale != 1.0:
+            out.mul_(v_scale)
         if self.spec.sinks:
             assert lse is not None and layer.sinks is not None
             out.copy_(out.float() * torch.sigmoid(lse - layer.sinks)[..., None])
+
+    def _scales_of(self, layer: LayerArgs) -> tuple[float, float]:
+        """An int8 cache's scales as numbers of the host; read from the device once per layer, before any capture."""
+        if not self._int8:
+            return 1.0, 1.0
+        known = self._scales.get(id(layer))
+        if known is None or known[0] is not layer:
+            known = self._scales[id(layer)] = (layer, float(layer.k_scale), float(layer.v_scale))
+        return known[1:]
 
     def update_graph(self, graph: Graph, plan: Plan) -> None:
         assert isinstance(graph, AscendGraph) and isinstance(plan, FusedPlan)
@@ -114,6 +139,13 @@ class FusedAttention(AttentionKernel):
 
     def _paged_planes(self, kv: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
         """The planes as the operator reads them: [blocks, K, N, D], or [blocks, N, K·D]."""
+        self._check_planes(kv)
+        if self._heads_out:
+            return kv.k, kv.v
+        return kv.k.flatten(2), kv.v.flatten(2)
+
+    @staticmethod
+    def _check_planes(kv: LayerCache) -> None:
         for name, plane in kv.planes.items():
             if not plane.is_contiguous() or plane.numel() > INT_MAX:
                 raise EngineError(
@@ -121,9 +153,6 @@ class FusedAttention(AttentionKernel):
                     f"reads contiguous planes of at most {INT_MAX} elements. Allocate each plane by itself "
                     "(Device.empty_cache), with fewer blocks."
                 )
-        if self._heads_out:
-            return kv.k, kv.v
-        return kv.k.flatten(2), kv.v.flatten(2)
 
     def _call(
         self,
@@ -131,17 +160,20 @@ class FusedAttention(AttentionKernel):
         q: torch.Tensor,
         kv: LayerCache,
         keys: tuple[torch.Tensor, torch.Tensor],
+        scale: float,
         out: torch.Tensor,
         lse: torch.Tensor | None,
         graph: AscendGraph | None,
     ) -> None:
-        arguments: dict[str, Any] = {"actual_seq_lengths_kv": call.kv_lens}
+        arguments: dict[str, Any] = {"actual_seq_lengths_kv": call.kv_lens, "scale": scale}
         if call.slots is not None:
             k, v = kv.read(call.slots)
-            key, value = k[None], v[None]
+            key, value = k[None].to(self.spec.dtype), v[None].to(self.spec.dtype)
         else:
             key, value = keys
             arguments |= {"block_table": call.table, "block_size": self.group.kernel_block}
+            if self._int8:
+                arguments |= {"key_antiquant_scale": self._one, "value_antiquant_scale": self._one}
         self._fused(call, q, key, value, arguments, out, lse, graph)
 
     def _fused(
@@ -158,15 +190,16 @@ class FusedAttention(AttentionKernel):
         """One call. ``key`` and ``value`` are pages, or [rows, S, K, D]."""
         spec, rows, queries = self.spec, call.rows, call.queries
         arguments |= {
-            "num_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads, "scale": spec.scale,
-            "softmax_lse_flag": lse is not None,
+            "num_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads, "softmax_lse_flag": lse is not None,
         }  # fmt: skip
         arguments |= self._masking(call)
         paged = "block_table" in arguments
         part = q[call.start : call.stop].reshape(rows, queries, spec.num_heads, q.shape[-1])
         # One query per row lies the same either way. More of them: as they lie, unless heads come first in the cache,
         # or a token is wider than the operator's 16 bits.
-        heads_first = queries == 1 or (paged and self._heads_out) or spec.num_heads * q.shape[-1] >= 65535
+        heads_first = self._heads_first and (
+            queries == 1 or (paged and self._heads_out) or spec.num_heads * q.shape[-1] >= 65535
+        )
         if heads_first and not paged:
             key, value = key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
         arguments["input_layout"] = "BNSD" if heads_first else "BSND"
@@ -224,7 +257,8 @@ class FusedAttention(AttentionKernel):
             call = RowCall(cu_q[row], cu_q[row + 1], 1, queries, [keys - begin])
             call.dead = dead_queries(self.spec, queries, keys) > 0
             key, value = kv.k[rows].contiguous()[None], kv.v[rows].contiguous()[None]
-            self._fused(call, q, key, value, {"actual_seq_lengths_kv": call.kv_lens}, out, lse, None)
+            arguments = {"actual_seq_lengths_kv": call.kv_lens, "scale": self.spec.scale}
+            self._fused(call, q, key, value, arguments, out, lse, None)
 
     def _dead_ragged(self, plan: FusedPlan, kv: RaggedKV) -> torch.Tensor | None:
         """[T, 1] bool: queries that see nothing; None if all see something."""
@@ -234,3 +268,14 @@ class FusedAttention(AttentionKernel):
             count = dead_queries(self.spec, cu_q[row + 1] - cu_q[row], cu_k[row + 1] - cu_k[row])
             marks[cu_q[row] : cu_q[row] + count] = True
         return marks.to(self.device.torch_device) if bool(marks.any()) else None
+
+
+class GatheredAttention(FusedAttention):
+    """For int8 caches in blocks that the operator does not read: every row's keys are gathered and widened first."""
+
+    @classmethod
+    def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
+        return gathered_refusals(query)
+
+    def new_plan(self) -> FusedPlan:
+        return GatheredPlan(self.spec, self.group, self.limits, self.device.torch_device)

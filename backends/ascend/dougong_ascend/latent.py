@@ -9,11 +9,11 @@ import torch
 from dougong.hal import AttentionQuery, Device, GroupView, LayerCache, Refusal
 from dougong_ascend.attention import FusedAttention
 from dougong_ascend.graphs import AscendGraph
-from dougong_ascend.layouts import LATENT
+from dougong_ascend.layouts import LATENT, LATENT_NZ
 from dougong_ascend.limits import latent_refusals
 from dougong_ascend.plans import FusedPlan, RowCall, dead_queries
 
-__all__ = ["LatentAttention"]
+__all__ = ["LatentAttention", "TiledLatentAttention"]
 
 #: Most queries of a row in one call.
 _MOST = 16
@@ -70,9 +70,13 @@ class LatentAttention(FusedAttention):
         return LatentPlan(self.spec, self.group, self.limits, self.device.torch_device)
 
     def _paged_planes(self, kv: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
-        super()._paged_planes(kv)  # its checks
-        latent = kv.planes["latent"].flatten(2)
+        self._check_planes(kv)
+        latent = self._pages_of(kv.planes["latent"])
         return latent, latent
+
+    def _pages_of(self, plane: torch.Tensor) -> torch.Tensor:
+        """[blocks, N, D]: the one head merged into a token."""
+        return plane.flatten(2)
 
     def _call(
         self,
@@ -80,6 +84,7 @@ class LatentAttention(FusedAttention):
         q: torch.Tensor,
         kv: LayerCache,
         keys: tuple[torch.Tensor, torch.Tensor],
+        scale: float,
         out: torch.Tensor,
         lse: torch.Tensor | None,
         graph: AscendGraph | None,
@@ -87,13 +92,31 @@ class LatentAttention(FusedAttention):
         spec, split = self.spec, self.spec.head_dim_v
         shape = call.rows, call.queries, spec.num_heads, spec.head_dim - split
         rope = q[call.start : call.stop, :, split:].reshape(shape)
-        heads_first = call.queries == 1 or spec.num_heads * split >= 65535
+        heads_first = self._heads_first and (call.queries == 1 or spec.num_heads * split >= 65535)
         arguments: dict[str, Any] = {
             "actual_seq_lengths_kv": call.kv_lens,
+            "scale": scale,
             "block_table": call.table,
             "block_size": self.group.kernel_block,
             "query_rope": (rope.transpose(1, 2) if heads_first else rope).contiguous(),
-            "key_rope": kv.planes["rope"].flatten(2),
+            "key_rope": self._pages_of(kv.planes["rope"]),
         }
         # The operator's query is the latent part alone; its tokens keep their places in the batch.
         self._fused(call, q[..., :split], *keys, arguments, out, lse, graph)
+
+
+class TiledLatentAttention(LatentAttention):
+    """The same over planes in tiles (NZ), [blocks, 1, D/16, N, 16], which take tokens before heads only."""
+
+    layouts = (LATENT_NZ,)  # type: ignore[assignment]
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._heads_first = False
+
+    @classmethod
+    def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
+        return latent_refusals(query, tiled=True)
+
+    def _pages_of(self, plane: torch.Tensor) -> torch.Tensor:
+        return plane

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dougong.hal import KVLayout, Multiple, OneOf
+from dougong.hal import Exactly, KVLayout, Multiple, OneOf
 
-__all__ = ["HND_PAGED", "LATENT", "MAX_MERGED", "NHD_PAGED", "NZ", "NZ_BLOCK_TIMES_DIM"]
+__all__ = ["HND_PAGED", "LATENT", "LATENT_NZ", "MAX_MERGED", "NHD_PAGED", "NZ", "NZ_BLOCK_TIMES_DIM"]
 
 _INT32_MAX = 2**31 - 1
 
@@ -25,5 +25,9 @@ NHD_PAGED = KVLayout("nhd", _HEADS_IN, _BLOCKS, 128, _INT32_MAX)
 HND_PAGED = KVLayout("hnd", _HEADS_OUT, _BLOCKS, 128, _INT32_MAX)
 #: MLA: latent and rope parts in planes of their own.
 LATENT = KVLayout("latent_rope", {"latent": "b n h d", "rope": "b n h d"}, OneOf((16, 128)), 128, _INT32_MAX)
+#: The same in tiles of 16 dimensions, which the operator reads without turning them.
+LATENT_NZ = KVLayout(
+    "latent_rope_nz16", {"latent": "b h d/16 n 16", "rope": "b h d/16 n 16"}, Exactly(128), 128, _INT32_MAX
+)
 #: 310P: tiles of 16 dimensions outermost.
 NZ = KVLayout("nz16", {"k": "b (h d/16) n 16", "v": "b (h d/16) n 16"}, Multiple(16, 128), 128, _INT32_MAX)

@@ -7,22 +7,23 @@ from collections.abc import Iterator
 import torch
 
 from dougong.hal import AttentionQuery, Refusal
-from dougong_ascend.layouts import LATENT, MAX_MERGED, NZ_BLOCK_TIMES_DIM
+from dougong_ascend.layouts import LATENT, LATENT_NZ, MAX_MERGED, NZ_BLOCK_TIMES_DIM
 
-__all__ = ["fused_refusals", "latent_refusals", "nz_refusals"]
+__all__ = ["MOST_KEYS", "fused_refusals", "gathered_refusals", "latent_refusals", "nz_refusals"]
 
 _LATENT_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
-_KV_LIMIT = 262144
+MOST_KEYS = 262144
 """Most keys of a row whose query is one token."""
 
 
-def _common(query: AttentionQuery, dtypes: tuple[torch.dtype, ...]) -> Iterator[Refusal]:
+def _common(query: AttentionQuery, dtypes: tuple[torch.dtype, ...], *, int8: bool = False) -> Iterator[Refusal]:
     spec = query.spec
     if spec.dtype not in dtypes:
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         yield Refusal(f"dtype {str(spec.dtype).removeprefix('torch.')}: the operator takes {names}", names)
-    if spec.kv_dtype != spec.dtype:
-        yield Refusal(f"a cache in {spec.kv_dtype} under queries in {spec.dtype}", "one dtype for both")
+    if spec.kv_dtype != spec.dtype and not (int8 and spec.kv_dtype == torch.int8):
+        nearest = "one dtype for both, or int8" if int8 else "one dtype for both"
+        yield Refusal(f"a cache in {spec.kv_dtype} under queries in {spec.dtype}", nearest)
     if spec.softcap is not None:
         yield Refusal("the operator has no softcap", "no softcap")
     if spec.alibi:
@@ -33,8 +34,22 @@ def _common(query: AttentionQuery, dtypes: tuple[torch.dtype, ...]) -> Iterator[
 
 def fused_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
     """Against ``npu_fused_infer_attention_score`` over a cache with plain heads, or over K and V without a cache."""
+    found = list(_paged_refusals(query))
+    if query.spec.kv_dtype == torch.int8 and query.block_size % 32 and not query.ragged:
+        found.append(Refusal(f"block size {query.block_size} with an int8 cache: multiples of 32", "128"))
+    return tuple(found)
+
+
+def gathered_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
+    """Against the same, with every row's keys gathered first: for what the paged one refuses alone."""
+    if query.spec.kv_dtype != torch.int8:
+        return (Refusal("gathering a cache that is not int8", "npu fused infer attention"),)
+    return _paged_refusals(query)
+
+
+def _paged_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
     spec, block = query.spec, query.block_size
-    found = list(_common(query, (torch.bfloat16, torch.float16)))
+    found = list(_common(query, (torch.bfloat16, torch.float16), int8=not query.ragged))
     if spec.latent:
         found.append(Refusal("a latent cache keeps its parts in planes of their own", f"layout {LATENT.name}"))
         return tuple(found)
@@ -62,21 +77,22 @@ def fused_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
     return tuple(found)
 
 
-def latent_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
-    """Against the fused operator with separate rope parts (MLA)."""
+def latent_refusals(query: AttentionQuery, *, tiled: bool = False) -> tuple[Refusal, ...]:
+    """Against the fused operator with separate rope parts (MLA); ``tiled``: over planes in tiles (NZ)."""
     spec = query.spec
+    layout = LATENT_NZ if tiled else LATENT
+    heads = _LATENT_HEADS[:-1] if tiled else _LATENT_HEADS  # of 128 a token is too wide for this order of axes
     found = list(_common(query, (torch.bfloat16, torch.float16)))
-    if not spec.latent or query.layout.name != LATENT.name:
-        found.append(Refusal(f"not a latent cache in layout {LATENT.name}", f"latent, layout {LATENT.name}"))
+    if not spec.latent or query.layout.name != layout.name:
+        found.append(Refusal(f"not a latent cache in layout {layout.name}", f"latent, layout {layout.name}"))
     if (spec.head_dim, spec.head_dim_v) != (576, 512):
         found.append(Refusal(f"latent {spec.head_dim_v} + rope {spec.head_dim - spec.head_dim_v}", "512 + 64"))
-    if spec.num_heads not in _LATENT_HEADS:
-        nearest = min(_LATENT_HEADS, key=lambda heads: abs(heads - spec.num_heads))
-        found.append(Refusal(f"{spec.num_heads} query heads: a power of two up to 128", str(nearest)))
-    if query.block_size not in (16, 128):
-        found.append(
-            Refusal(f"block size {query.block_size} with a latent cache", "16" if query.block_size <= 72 else "128")
-        )
+    if spec.num_heads not in heads:
+        nearest = min(heads, key=lambda count: abs(count - spec.num_heads))
+        found.append(Refusal(f"{spec.num_heads} query heads: a power of two up to {heads[-1]}", str(nearest)))
+    if not layout.block_sizes.allows(query.block_size):
+        near = layout.block_sizes.nearest(query.block_size)
+        found.append(Refusal(f"block size {query.block_size} with a latent cache in {layout.name}", str(near)))
     for asked, what in (
         (spec.lse, "LSE"), (spec.sinks, "sinks"), (spec.window is not None, "a window"), (not spec.causal, "no mask"),
         (query.ragged, "K and V without a cache"),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from dougong.hal import LayerArgs, LayerCache, QKVShape, RopeTable
 from dougong.hal.reference import ops as reference
-from dougong_ascend.store import STORED, store
+from dougong_ascend.store import STORED, store_scaled
 
 __all__ = ["add_rms_norm", "qk_norm_rope_write", "qk_norm_rope_write_310p", "rms_norm", "rope", "silu_mul"]
 
@@ -78,7 +76,9 @@ def qk_norm_rope_write(
     slots: torch.Tensor,
 ) -> torch.Tensor:
     """Split a packed QKV, norm and rotate queries and keys, store keys and values at ``slots``; returns q [T, H, D]."""
-    return _split_and_write(qkv, shape, table, positions, layer, cache, slots, rms_norm, rope)
+    return reference.compose_qkv(
+        qkv, shape, table, positions, layer, cache, slots, norm=rms_norm, rotate=rope, store=_store
+    )
 
 
 def qk_norm_rope_write_310p(
@@ -91,35 +91,11 @@ def qk_norm_rope_write_310p(
     slots: torch.Tensor,
 ) -> torch.Tensor:
     """As ``qk_norm_rope_write``, with torch's operators for norm and rotation."""
-    return _split_and_write(qkv, shape, table, positions, layer, cache, slots, reference.rms_norm, reference.rope)
+    return reference.compose_qkv(qkv, shape, table, positions, layer, cache, slots, store=_store)
 
 
-def _split_and_write(
-    qkv: torch.Tensor,
-    shape: QKVShape,
-    table: RopeTable | None,
-    positions: torch.Tensor,
-    layer: LayerArgs,
-    cache: LayerCache | None,
-    slots: torch.Tensor,
-    norm: Callable[..., torch.Tensor],
-    rotate: Callable[..., torch.Tensor],
-) -> torch.Tensor:
-    tokens = qkv.shape[0]
-    q, k, v = torch.split(qkv, list(shape.splits), dim=-1)
-    q = q.reshape(tokens, shape.num_heads, shape.head_dim)
-    k = k.reshape(tokens, shape.num_kv_heads, shape.head_dim)
-    v = v.reshape(tokens, shape.num_kv_heads, shape.head_dim_v)
-    if shape.q_norm is not None:
-        q = norm(q, shape.q_norm, shape.eps, shape.norm_offset)
-    if shape.k_norm is not None:
-        k = norm(k, shape.k_norm, shape.eps, shape.norm_offset)
-    if table is not None:
-        q, k = rotate(q, table, positions), rotate(k, table, positions)
-    if cache is None:
-        return q
-    if cache.layout.name in STORED and cache.spec.kv_dtype == qkv.dtype:
-        store(cache, k, v, slots)
+def _store(cache: LayerCache, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+    if cache.layout.name in STORED and cache.spec.kv_dtype in (k.dtype, torch.int8):
+        store_scaled(cache, layer, k, v, slots)
     else:  # a layout or dtype of the reference kernel's
         cache.write_scaled(layer, k, v, slots)
-    return q

@@ -14,7 +14,7 @@ import torch
 from dougong.errors import EngineError
 from dougong.hal import AttentionSpec, BatchView, GroupView, KVGroup, Limits, Plan
 
-__all__ = ["FusedPlan", "RowCall", "dead_queries", "host_lengths"]
+__all__ = ["FusedPlan", "GatheredPlan", "RowCall", "dead_queries", "host_lengths"]
 
 
 @dataclass(slots=True)
@@ -61,6 +61,7 @@ class FusedPlan(Plan):
         self._spec = spec
         self._index = group.index
         self._block = group.kernel_block
+        self._quantized = spec.kv_dtype != spec.dtype
         rows, width = limits.max_rows, limits.max_blocks
         if spec.window is not None:
             width = min(width, -(-(spec.window - 1) // self._block) + 1)
@@ -85,9 +86,9 @@ class FusedPlan(Plan):
                 f"{self._table.shape[0]} rows and {self.dead.shape[0]} tokens. Raise its Limits."
             )
         self.calls = []
-        if batch.num_decode_rows:
-            self.calls.append(self._decodes(view, kv_lens[: batch.num_decode_rows], batch.num_decode_rows))
-        row = batch.num_decode_rows
+        row = batch.num_decode_rows if self._pages(1) else 0
+        if row:
+            self.calls.append(self._decodes(view, kv_lens[:row], row))
         while row < batch.num_rows:
             queries, first = cu_q[row + 1] - cu_q[row], row
             row += 1
@@ -101,8 +102,9 @@ class FusedPlan(Plan):
         self._mark_dead(batch, kv_lens, cu_q)
 
     def _pages(self, queries: int) -> bool:
-        """Whether the operator reads blocks of this size: any multiple of 16 under one query, of 128 under more."""
-        return queries == 1 or self._block % 128 == 0
+        """Whether the operator reads blocks of this size: any multiple of 16 under one query, of 128 under more, and
+        then none of int8."""
+        return queries == 1 or (self._block % 128 == 0 and not self._quantized)
 
     def _joins(self, queries: int) -> bool:
         """Whether rows of equally many queries may go into one call."""
@@ -135,6 +137,8 @@ class FusedPlan(Plan):
             call.mask = mask if queries == 1 else None
         else:
             begin = self._behind(call.kv_lens[0], queries) * self._block
+            if queries == 1 and self._spec.window is not None:  # modes are ignored for one query: cut instead
+                begin = max(0, call.kv_lens[0] - self._spec.window)
             places = torch.arange(begin, call.kv_lens[0], device=table.device)
             block = torch.div(places, self._block, rounding_mode="floor")
             call.slots = table[0].to(torch.int64)[block] * self._block + places % self._block
@@ -179,3 +183,10 @@ class FusedPlan(Plan):
                 marks[begin:end] = True
             self.dead[: batch.num_tokens].copy_(marks)
         self.any_dead = bool(found)
+
+
+class GatheredPlan(FusedPlan):
+    """Every row's keys are gathered: for blocks that the operator does not read."""
+
+    def _pages(self, queries: int) -> bool:
+        return False

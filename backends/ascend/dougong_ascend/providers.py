@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dougong.plugins import ABI, KernelSpec
@@ -51,13 +52,21 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
         provider="npu fused infer attention",
         abi=ABI,
         target="dougong_ascend.attention:FusedAttention",
-        features=frozenset({"window", "sinks", "lse", "noncausal", "ragged"}),
+        features=frozenset({"window", "sinks", "lse", "noncausal", "ragged", "kv_int8"}),
         layouts=("nhd", "hnd"),
         dtypes=frozenset({"bfloat16", "float16"}),
         priority=100,
         graph="update",
         graph_batches="decode",
         needs_host_lengths=True,
+    )
+    gathered = replace(
+        fused,
+        provider="npu fused infer attention (gathered)",
+        target="dougong_ascend.attention:GatheredAttention",
+        features=frozenset({"window", "sinks", "lse", "noncausal", "kv_int8"}),
+        priority=80,
+        graph="none",
     )
     latent = KernelSpec(
         op="attention",
@@ -72,4 +81,11 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
         graph_batches="decode",
         needs_host_lengths=True,
     )
-    return [fused, latent, *ops]
+    tiled = replace(
+        latent,
+        provider="npu fused infer attention (MLA, NZ)",
+        target="dougong_ascend.latent:TiledLatentAttention",
+        layouts=("latent_rope_nz16",),
+        priority=90,  # for those who ask for it: attention_provider
+    )
+    return [fused, gathered, latent, tiled, *ops]

@@ -25,6 +25,8 @@ _V2_NAMES = {
     "num_heads": "num_query_heads",
     "scale": "softmax_scale",
     "softmax_lse_flag": "return_softmax_lse",
+    "key_antiquant_scale": "dequant_scale_key",
+    "value_antiquant_scale": "dequant_scale_value",
 }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from dougong.hal import LayerCache
+from dougong.hal import LayerArgs, LayerCache, quantize
 
-__all__ = ["STORED", "store"]
+__all__ = ["STORED", "store", "store_scaled"]
 
 #: Layouts that the operators write.
-STORED = ("nhd", "hnd", "latent_rope", "nz16")
+STORED = ("nhd", "hnd", "latent_rope", "latent_rope_nz16", "nz16")
 
 
 def store(cache: LayerCache, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
@@ -20,20 +20,35 @@ def store(cache: LayerCache, k: torch.Tensor, v: torch.Tensor, slots: torch.Tens
     if name == "nz16":
         torch.ops.atb._npu_reshape_and_cache(k.contiguous(), v.contiguous(), cache.k, cache.v, slots.to(torch.int32))
         return
-    if name == "latent_rope":
+    if name in ("latent_rope", "latent_rope_nz16"):
         split = cache.spec.head_dim_v
         first, second = k[..., :split].contiguous(), k[..., split:].contiguous()
-        _scatter(first, second, cache.planes["latent"], cache.planes["rope"], slots)
+        latent, rope = cache.planes["latent"], cache.planes["rope"]
+        if name == "latent_rope":
+            _scatter(first, second, latent, rope, slots)
+        else:  # to this operator, heads and tiles are one dimension
+            _scatter(first, second, latent.flatten(1, 2), rope.flatten(1, 2), slots, "PA_NZ")
     elif name == "hnd":
         _scatter_heads_out(cache, k, v, slots)
     else:
         _scatter(k.contiguous(), v.contiguous(), cache.k, cache.v, slots)
 
 
+def store_scaled(cache: LayerCache, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+    """As ``store``, of values that the layer's scales still divide where the cache is int8."""
+    dtype = cache.spec.kv_dtype
+    store(cache, quantize(k, layer.k_scale, dtype), quantize(v, layer.v_scale, dtype), slots)
+
+
 def _scatter(
-    k: torch.Tensor, v: torch.Tensor, k_plane: torch.Tensor, v_plane: torch.Tensor, slots: torch.Tensor
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_plane: torch.Tensor,
+    v_plane: torch.Tensor,
+    slots: torch.Tensor,
+    mode: str = "Norm",
 ) -> None:
-    torch.ops.npu.npu_scatter_pa_kv_cache(k, v, k_plane, v_plane, slots, cache_mode="Norm")
+    torch.ops.npu.npu_scatter_pa_kv_cache(k, v, k_plane, v_plane, slots, cache_mode=mode)
 
 
 def _scatter_heads_out(cache: LayerCache, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:

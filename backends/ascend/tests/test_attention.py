@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dougong.errors import EngineError
+from dougong.errors import ConfigError, EngineError
 from dougong.hal import (
     NHD,
     AttentionKernel,
@@ -27,9 +27,9 @@ from dougong.hal import (
 )
 from dougong.hal.reference.attention import ReferenceAttention
 from dougong_ascend import sdk
-from dougong_ascend.attention import FusedAttention
-from dougong_ascend.latent import LatentAttention
-from dougong_ascend.layouts import HND_PAGED, LATENT, NHD_PAGED
+from dougong_ascend.attention import FusedAttention, GatheredAttention
+from dougong_ascend.latent import LatentAttention, TiledLatentAttention
+from dougong_ascend.layouts import HND_PAGED, LATENT, LATENT_NZ, NHD_PAGED
 
 BLOCKS = 9
 SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=32, dtype=torch.bfloat16)
@@ -66,15 +66,16 @@ class Scene:
         table = torch.full((rows, width), 2**30, dtype=torch.int32)  # garbage: no address
         host = allocate_cache(spec, self._plain(layout), blocks, block, "cpu")
         for plane in host.planes.values():
-            plane.fill_(torch.nan)
+            plane.fill_(torch.nan if plane.is_floating_point() else 127)
+        louder = 40 if spec.kv_dtype == torch.int8 else 1
         for row, kv_len in enumerate(kv_lens):
             count = -(-kv_len // block)
             table[row, :count] = torch.tensor(order[:count], dtype=torch.int32)
             del order[:count]
             places = torch.arange(kv_len)
             slots = table[row].long()[places // block] * block + places % block
-            k = torch.randn(kv_len, spec.num_kv_heads, spec.head_dim, generator=generator).to(spec.dtype)
-            v = torch.randn(kv_len, spec.num_kv_heads, spec.head_dim_v, generator=generator).to(spec.dtype)
+            k = torch.randn(kv_len, spec.num_kv_heads, spec.head_dim, generator=generator).mul(louder).to(spec.dtype)
+            v = torch.randn(kv_len, spec.num_kv_heads, spec.head_dim_v, generator=generator).mul(louder).to(spec.dtype)
             host.write(slots, k, k[..., : spec.head_dim_v] if spec.latent else v)
             if spec.window is not None and window_zero:  # the manager frees what lies wholly behind the window
                 behind = max(0, kv_len - q_lens[row] - spec.window + 1) // block
@@ -85,14 +86,17 @@ class Scene:
         convert_blocks(host, ids, self.cache, ids.to("npu"))
         self.host, self.table = host, table
         self.q = torch.randn(sum(q_lens), spec.num_heads, spec.head_dim, generator=generator).to(spec.dtype)
-        self.layer = LayerArgs(sinks=torch.randn(spec.num_heads, generator=generator) if spec.sinks else None)
+        self.layer = LayerArgs(
+            k_scale=1.01 / louder, v_scale=torch.tensor([0.97 / louder]) if louder > 1 else 1.0,
+            sinks=torch.randn(spec.num_heads, generator=generator) if spec.sinks else None,
+        )  # fmt: skip
         self.kernel = kind(spec, self.group, limits, backend.device)
         self.plan = self.kernel.new_plan()
         self.reference = ReferenceAttention(spec, self.host_group, limits, backend.device)
 
     @staticmethod
     def _plain(layout: KVLayout) -> KVLayout:
-        return KVLayout(layout.name, layout.planes) if "latent" in layout.planes else NHD
+        return KVLayout(layout.name, LATENT.planes) if "latent" in layout.planes else NHD
 
     def batch(self, where: str) -> BatchView:
         slots = torch.zeros(sum(self.q_lens), dtype=torch.int64, device=where)
@@ -101,7 +105,7 @@ class Scene:
     def answers(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         out, lse = self._outputs("npu")
         self.kernel.plan(self.batch("npu"), self.plan)
-        layer = LayerArgs(sinks=None if self.layer.sinks is None else self.layer.sinks.to("npu"))
+        layer = replace(self.layer, sinks=None if self.layer.sinks is None else self.layer.sinks.to("npu"))
         self.kernel.run(self.plan, layer, self.q.to("npu"), self.cache, out=out, lse=lse)
         return out.cpu(), None if lse is None else lse.cpu()
 
@@ -159,6 +163,50 @@ def test_features(
     agree(Scene(backend, FusedAttention, replace(SPEC, **changes), NHD_PAGED, 128, *BATCHES[batch]))
 
 
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("layout", "block", "kind", "changes"),
+    [
+        (NHD_PAGED, 128, FusedAttention, {"lse": True}), (HND_PAGED, 32, FusedAttention, {"window": 17}),
+        (NHD_PAGED, 16, GatheredAttention, {"window": 3, "sinks": True}), (NHD_PAGED, 48, GatheredAttention, {}),
+    ],
+    ids=["nhd128", "hnd32-window", "nhd16-window-sinks", "nhd48"],
+)  # fmt: skip
+@pytest.mark.parametrize("version", [1, 2])
+def test_int8_caches(
+    backend: Backend, batch: str, layout: KVLayout, block: int, kind: type[AttentionKernel], changes: dict[str, Any],
+    version: int, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("DOUGONG_ASCEND_FIA", str(version))
+    spec = replace(SPEC, kv_dtype=torch.int8, **changes)
+    query = AttentionQuery(spec=spec, layout=layout, block_size=block)
+    assert backend.choose_attention(query).target is kind
+    agree(Scene(backend, kind, spec, layout, block, *BATCHES[batch]))
+
+
+@pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED], ids=lambda one: one.name)
+def test_int8_is_written_as_the_reference_writes_it(backend: Backend, layout: KVLayout) -> None:
+    spec = replace(SPEC, kv_dtype=torch.int8)
+    group = KVGroup(index=0, layers=(0,), spec=spec, layout=layout, manager_block=32, kernel_block=32)
+    cache, host = backend.device.empty_cache(group, 2), allocate_cache(spec, NHD, 2, 32, "cpu")
+    for plane in (*cache.planes.values(), *host.planes.values()):
+        plane.fill_(7)
+    kernel = FusedAttention(spec, group, Limits(max_rows=1, max_tokens=4, max_kv_len=64, max_blocks=2), backend.device)
+    k, v = torch.randn(2, 3, 2, 32).mul(3).to(torch.bfloat16)
+    layer, slots = LayerArgs(k_scale=0.021, v_scale=0.05), torch.tensor([63, 0, 40])
+    kernel.write(layer, k.to("npu"), v.to("npu"), cache, slots.to("npu"))
+    host.write_scaled(layer, k, v, slots)
+    for here, there in zip(cache.read(torch.arange(64, device="npu")), host.read(torch.arange(64))):
+        assert torch.equal(here.cpu(), there)
+
+
+def test_more_keys_than_one_query_may_see_are_refused(backend: Backend) -> None:
+    group = KVGroup(index=0, layers=(0,), spec=SPEC, layout=NHD_PAGED, manager_block=128, kernel_block=128)
+    limits = Limits(max_rows=1, max_tokens=1, max_kv_len=262145, max_blocks=2049)
+    with pytest.raises(ConfigError, match="max_model_len=262144 or less"):
+        FusedAttention(SPEC, group, limits, backend.device)
+
+
 def test_wide_queries_go_heads_first(backend: Backend) -> None:
     spec = replace(SPEC, num_heads=144, num_kv_heads=4, head_dim=464, head_dim_v=464)  # N·D beyond 16 bits
     agree(Scene(backend, FusedAttention, spec, NHD_PAGED, 128, [1, 2], [3, 5]))
@@ -169,6 +217,16 @@ def test_wide_queries_go_heads_first(backend: Backend) -> None:
 def test_latent(backend: Backend, heads: int, block: int) -> None:
     spec = replace(LATENT_SPEC, num_heads=heads)
     agree(Scene(backend, LatentAttention, spec, LATENT, block, [1, 1, 3, 3, 35, 18], [9, 0, 20, 4, 40, 15]))
+
+
+@pytest.mark.parametrize("heads", [4, 64])
+@pytest.mark.parametrize("version", [1, 2])
+def test_latent_in_tiles(backend: Backend, heads: int, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOUGONG_ASCEND_FIA", str(version))
+    spec = replace(LATENT_SPEC, num_heads=heads)
+    scene = Scene(backend, TiledLatentAttention, spec, LATENT_NZ, 128, [1, 1, 3, 3, 35, 18], [9, 0, 150, 4, 40, 15])
+    agree(scene)
+    assert scene.cache.planes["latent"].shape[1:] == (1, 32, 128, 16)
 
 
 @pytest.mark.parametrize("changes", [{}, {"causal": False, "lse": True}, {"window": 3}, {"sinks": True}], ids=str)
@@ -209,6 +267,25 @@ def test_a_batch_beyond_the_limits_is_refused(backend: Backend) -> None:
         scene.answers()
 
 
+def test_write_into_tiles(backend: Backend) -> None:
+    group = KVGroup(
+        index=0, layers=(0,), spec=LATENT_SPEC, layout=LATENT_NZ, manager_block=128, kernel_block=128
+    )  # fmt: skip
+    cache = backend.device.empty_cache(group, 3)
+    for plane in cache.planes.values():
+        plane.fill_(7)
+    limits = Limits(max_rows=1, max_tokens=4, max_kv_len=384, max_blocks=3)
+    kernel = TiledLatentAttention(LATENT_SPEC, group, limits, backend.device)
+    k = torch.randn(3, 1, 576).to(torch.bfloat16)
+    slots = torch.tensor([383, 0, 130])
+    kernel.write(LayerArgs(), k.to("npu"), k[..., :512].to("npu"), cache, slots.to("npu"))
+    found, _ = cache.read(torch.arange(384, device="npu"))
+    assert torch.equal(found.cpu()[slots], k)
+    others = torch.ones(384, dtype=torch.bool)
+    others[slots] = False
+    assert (found.cpu()[others] == 7).all()
+
+
 @pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED], ids=lambda one: one.name)
 def test_write_changes_only_its_slots(backend: Backend, layout: KVLayout) -> None:
     group = KVGroup(index=0, layers=(0,), spec=SPEC, layout=layout, manager_block=16, kernel_block=16)
@@ -226,14 +303,14 @@ def test_write_changes_only_its_slots(backend: Backend, layout: KVLayout) -> Non
     assert (k.cpu()[others] == 7).all() and (v.cpu()[others] == 7).all()
 
 
-@pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED, LATENT], ids=lambda one: one.name)
+@pytest.mark.parametrize("layout", [NHD_PAGED, HND_PAGED, LATENT, LATENT_NZ], ids=lambda one: one.name)
 def test_blocks_go_to_the_host_and_back_bit_exact(backend: Backend, layout: KVLayout) -> None:
-    spec = LATENT_SPEC if layout is LATENT else SPEC
+    spec = LATENT_SPEC if "latent" in layout.planes else SPEC
     group = KVGroup(index=0, layers=(0,), spec=spec, layout=layout, manager_block=128, kernel_block=128)
     here = backend.device.empty_cache(group, 3)
     for plane in here.planes.values():
         plane.copy_(torch.randint(-(2**15), 2**15, plane.shape, dtype=torch.int16).view(spec.dtype))  # any bits
-    there = allocate_cache(spec, KVLayout("host", layout.planes) if layout is LATENT else NHD, 48, 16, "cpu")
+    there = allocate_cache(spec, KVLayout("host", LATENT.planes) if spec.latent else NHD, 48, 16, "cpu")
     convert_blocks(here, torch.tensor([2, 0], device="npu"), there, torch.arange(16) + 5)
     back = backend.device.empty_cache(group, 3)
     convert_blocks(there, torch.arange(16) + 5, back, torch.tensor([2, 0], device="npu"))

@@ -24,8 +24,8 @@ from dougong.hal import (
 )
 from dougong.hal.reference.attention import ReferenceAttention
 from dougong_ascend.attention import FusedAttention
-from dougong_ascend.latent import LatentAttention
-from dougong_ascend.layouts import HND_PAGED, LATENT, NHD_PAGED
+from dougong_ascend.latent import LatentAttention, TiledLatentAttention
+from dougong_ascend.layouts import HND_PAGED, LATENT, LATENT_NZ, NHD_PAGED
 from dougong_ascend.twin import TwinRefusal
 from dougong_ascend.twin.settings import settings
 
@@ -39,9 +39,10 @@ class Decode:
     """Two layers over one cache, with every tensor at a fixed address; lengths and tables change between replays."""
 
     def __init__(self, backend: Backend, kind: type[AttentionKernel], spec: AttentionSpec, layout: KVLayout) -> None:
-        group = KVGroup(index=0, layers=(0, 1), spec=spec, layout=layout, manager_block=BLOCK, kernel_block=BLOCK)
+        self.block = size = layout.block_sizes.nearest(BLOCK)
+        group = KVGroup(index=0, layers=(0, 1), spec=spec, layout=layout, manager_block=size, kernel_block=size)
         self.backend, self.spec = backend, spec
-        self.kernel = kind(spec, group, LIMITS, backend.device)
+        self.kernel = kind(spec, group, replace(LIMITS, max_kv_len=size * WIDTH), backend.device)
         self.cache = backend.device.empty_cache(group, ROWS * WIDTH + 1)
         generator = torch.Generator().manual_seed(3)
         for plane in self.cache.planes.values():
@@ -60,7 +61,7 @@ class Decode:
 
     def prepare(self, kv_lens: list[int], shift: int) -> None:
         table = (torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH) + shift) % (ROWS * WIDTH) + 1
-        self.kernel.plan(BatchView.build([1] * ROWS, kv_lens, table, BLOCK, "npu"), self.plan)
+        self.kernel.plan(BatchView.build([1] * ROWS, kv_lens, table, self.block, "npu"), self.plan)
 
     def fresh(self, kv_lens: list[int], shift: int) -> torch.Tensor:
         """The answer of a plain call."""
@@ -82,10 +83,11 @@ class Decode:
 CASES = [
     (FusedAttention, SPEC, NHD_PAGED), (FusedAttention, SPEC, HND_PAGED), (LatentAttention, MLA, LATENT),
     (FusedAttention, replace(SPEC, window=20, sinks=True), NHD_PAGED),
+    (TiledLatentAttention, MLA, LATENT_NZ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "spec", "layout"), CASES, ids=["nhd", "hnd", "latent", "window"])
+@pytest.mark.parametrize(("kind", "spec", "layout"), CASES, ids=["nhd", "hnd", "latent", "window", "tiles"])
 def test_replays_follow_their_updates(
     backend: Backend, kind: type[AttentionKernel], spec: AttentionSpec, layout: KVLayout
 ) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dougong.hal import NHD, AttentionQuery, AttentionSpec, KVLayout, Refusal
-from dougong_ascend.layouts import HND_PAGED, LATENT, NHD_PAGED, NZ
-from dougong_ascend.limits import fused_refusals, latent_refusals, nz_refusals
+from dougong_ascend.layouts import HND_PAGED, LATENT, LATENT_NZ, NHD_PAGED, NZ
+from dougong_ascend.limits import fused_refusals, gathered_refusals, latent_refusals, nz_refusals
 
 SPEC = AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=128)
 HALF = replace(SPEC, dtype=torch.float16, kv_dtype=torch.float16)
@@ -34,7 +34,7 @@ def test_what_the_fused_operator_does(layout: KVLayout) -> None:
     ("changes", "reason", "nearest"),
     [
         ({"dtype": torch.float32, "kv_dtype": torch.float32}, "float32", "bfloat16"),
-        ({"kv_dtype": torch.int8}, "int8", "one dtype"),
+        ({"kv_dtype": torch.float8_e4m3fn}, "float8", "or int8"),
         ({"softcap": 30.0}, "softcap", "no softcap"),
         ({"alibi": True}, "ALiBi", "no ALiBi"),
         ({"head_dim": 40, "head_dim_v": 40}, "head_dim=40", "head_dim=48"),
@@ -48,6 +48,15 @@ def test_what_the_fused_operator_does(layout: KVLayout) -> None:
 def test_what_it_does_not(changes: dict[str, Any], reason: str, nearest: str) -> None:
     refusals = ask(fused_refusals, replace(SPEC, **changes), NHD_PAGED)
     assert any(reason in one.reason and nearest in one.nearest for one in refusals), refusals
+
+
+def test_int8_caches() -> None:
+    spec = replace(SPEC, kv_dtype=torch.int8)
+    assert ask(fused_refusals, spec, NHD_PAGED, 32) == () == ask(gathered_refusals, spec, NHD_PAGED, 16)
+    assert "multiples of 32" in ask(fused_refusals, spec, NHD_PAGED, 48)[0].reason
+    assert ask(fused_refusals, spec, NHD, ragged=True) and ask(gathered_refusals, SPEC, NHD_PAGED)
+    assert ask(latent_refusals, replace(MLA, kv_dtype=torch.int8), LATENT)
+    assert ask(nz_refusals, replace(HALF, kv_dtype=torch.int8), NZ)
 
 
 @pytest.mark.parametrize(("block", "nearest"), [(8, "16"), (40, "32"), (544, "512"), (1, "16")])
@@ -83,6 +92,17 @@ def test_other_layouts_and_promises_are_refused() -> None:
 def test_latent(changes: dict[str, Any], block: int, reason: str) -> None:
     assert ask(latent_refusals, MLA, LATENT, 16) == () == ask(latent_refusals, MLA, LATENT, 128)
     assert any(reason in one.reason for one in ask(latent_refusals, replace(MLA, **changes), LATENT, block))
+
+
+def test_latent_in_tiles() -> None:
+    def ask_tiled(spec: AttentionSpec, layout: KVLayout, block: int) -> str:
+        query = AttentionQuery(spec=spec, layout=layout, block_size=block)
+        return "; ".join(one.reason for one in latent_refusals(query, tiled=True))
+
+    assert ask_tiled(MLA, LATENT_NZ, 128) == ""
+    assert "block size 16" in ask_tiled(MLA, LATENT_NZ, 16)
+    assert "up to 64" in ask_tiled(replace(MLA, num_heads=128), LATENT_NZ, 128)
+    assert "latent_rope_nz16" in ask_tiled(MLA, LATENT, 128)
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,24 @@ _FIRST_NAMES = {
     "num_query_heads": "num_heads",
     "softmax_scale": "scale",
     "return_softmax_lse": "softmax_lse_flag",
+    "dequant_scale_key": "key_antiquant_scale",
+    "dequant_scale_value": "value_antiquant_scale",
+    "key_quant_mode": "key_antiquant_mode",
+    "value_quant_mode": "value_antiquant_mode",
 }
 _DEFAULTS: dict[str, Any] = {
     "actual_seq_lengths": None, "actual_seq_lengths_kv": None, "num_heads": 1, "num_key_value_heads": 0, "scale": 1.0,
     "softmax_lse_flag": False, "query_rope": None, "key_rope": None, "atten_mask": None, "block_table": None,
     "block_size": 0, "input_layout": "BSH", "sparse_mode": 0, "pre_tokens": 2147483647, "next_tokens": 2147483647,
     "inner_precise": 0, "learnable_sink": None,
+    "key_antiquant_scale": None, "value_antiquant_scale": None, "key_antiquant_mode": 0, "value_antiquant_mode": 0,
 }  # fmt: skip
 # The call as the device runs it: recorded whole, lengths by value, so that a replay of a graph that was not updated
 # computes on old lengths.
 _SCHEMA = (
     "fused_attention(Tensor query, Tensor key, Tensor value, Tensor? query_rope, Tensor? key_rope, Tensor? mask,"
-    " Tensor? table, Tensor? sink, int[] q_lens, int[] kv_lens, int kv_heads, float scale, str layout, int mode,"
+    " Tensor? table, Tensor? sink, Tensor? k_scale, Tensor? v_scale,"
+    " int[] q_lens, int[] kv_lens, int kv_heads, float scale, str layout, int mode,"
     " int pre, int next, int block, bool fix_blind, Tensor(a!) out, Tensor(b!)? lse) -> ()"
 )
 
@@ -102,6 +108,7 @@ class _Fused:
     def _launch(self, r: Request, out: torch.Tensor, lse: torch.Tensor) -> None:
         torch.ops.dougong_ascend_twin.fused_attention(
             r.query, r.key, r.value, r.query_rope, r.key_rope, r.atten_mask, r.block_table, r.learnable_sink,
+            r.key_antiquant_scale, r.value_antiquant_scale,
             r.q_lens, r.kv_lens, r.kv_heads, r.scale, r.input_layout, r.sparse_mode, r.pre_tokens, r.next_tokens,
             r.block_size, r.inner_precise >= 2, out, lse if r.softmax_lse_flag else None,
         )  # fmt: skip
@@ -110,6 +117,7 @@ class _Fused:
 def _compute(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, query_rope: torch.Tensor | None,
     key_rope: torch.Tensor | None, mask: torch.Tensor | None, table: torch.Tensor | None, sink: torch.Tensor | None,
+    k_scale: torch.Tensor | None, v_scale: torch.Tensor | None,
     q_lens: list[int], kv_lens: list[int], kv_heads: int, scale: float, layout: str, mode: int, pre: int, next: int,
     block: int, fix_blind: bool, out: torch.Tensor, lse: torch.Tensor | None,
 ) -> None:  # fmt: skip
@@ -134,13 +142,15 @@ def _compute(
             require(
                 bool(((used >= 0) & (used < key.shape[0])).all()), label, f"row {row}'s block table leaves the cache"
             )
-            kind = "heads" if key.dim() == 4 else "merged"
+            kind = {3: "merged", 4: "heads", 5: "nz"}[key.dim()]
             k = gather_pages(key, table[row], kv_len, block, kv_heads, kind)
             v = gather_pages(value, table[row], kv_len, block, kv_heads, kind)
             if key_rope is not None:
                 k = torch.cat((k, gather_pages(key_rope, table[row], kv_len, block, 1, kind)), dim=-1)
         else:
             k, v = ((x[row].transpose(0, 1) if layout == "BNSD" else x[row])[:kv_len] for x in (key, value))
+        if k_scale is not None and v_scale is not None:
+            k, v = k.float() * k_scale.float(), v.float() * v_scale.float()
         hidden = _hidden(mask, row, q.shape[0], kv_len, single, mode, pre, next)
         answer, sums = attend(q, k, v, scale, hidden, fix_blind, sink)
         rows_out[row].copy_(answer.to(out.dtype))

@@ -91,15 +91,40 @@ def _tensors(r: Request, device: torch.device) -> None:
     for name, tensor in named.items():
         require(tensor.device.type == device.type, r.label, f"{name} is on {tensor.device}, not on the device")
         require(tensor.is_contiguous(), r.label, f"{name} is not contiguous")
-    modelled = {"query_rope", "key_rope", "atten_mask", "block_table", "learnable_sink", "workspace"}
+    modelled = {
+        "key_antiquant_scale",
+        "value_antiquant_scale",
+        "query_rope",
+        "key_rope",
+        "atten_mask",
+        "block_table",
+        "learnable_sink",
+        "workspace",
+    }
     for name in set(named) - {"query", "key", "value"} - modelled:
         raise TwinRefusal(f"{r.label}: {name} is not modelled by the twin")
     require(r.query.dtype in _FLOATS, r.label, f"query in {r.query.dtype}: float16 or bfloat16")
-    for name in ("key", "value", "query_rope", "key_rope"):
+    quantized = r.key_antiquant_scale is not None or r.value_antiquant_scale is not None
+    if quantized:
+        _quantized(r)
+    for name in ("query_rope", "key_rope") if quantized else ("key", "value", "query_rope", "key_rope"):
         if name in named:
             require(
                 named[name].dtype == r.query.dtype, r.label, f"{name} in {named[name].dtype}, query in {r.query.dtype}"
             )
+
+
+def _quantized(r: Request) -> None:
+    """Keys and values in int8 with a scale each, for a whole tensor: the kind that the backend asks for."""
+    scales = r.key_antiquant_scale, r.value_antiquant_scale
+    require(all(one is not None for one in scales), r.label, "one of the two antiquant scales alone")
+    require(r.key.dtype == torch.int8 and r.value.dtype == torch.int8, r.label, "antiquant scales without int8 keys")
+    require((r.key_antiquant_mode, r.value_antiquant_mode) == (0, 0), r.label, "the twin models antiquant mode 0")
+    for one in scales:
+        require(tuple(one.shape) == (1,), r.label, f"an antiquant scale {tuple(one.shape)}: the twin models (1,)")
+        require(one.dtype == r.query.dtype, r.label, f"an antiquant scale in {one.dtype}, query in {r.query.dtype}")
+    require(not r.latent, r.label, "MLA with antiquant scales")
+    require(r.input_layout != "TND", r.label, "TND with antiquant scales")
 
 
 def _shape(r: Request) -> None:
@@ -159,8 +184,11 @@ def _paging(r: Request) -> None:
     require(table.shape[1] >= max(needed), r.label, f"{table.shape[1]} table entries, {max(needed)} blocks in a row")
     require(key.shape == value.shape, r.label, f"key {tuple(key.shape)} and value {tuple(value.shape)} differ")
     require(key.numel() <= _INT32, r.label, f"a cache of {key.numel()} elements: at most 2^31 - 1")
-    require(key.dim() in (3, 4), r.label, f"a paged cache of {key.dim()} dimensions: the twin models 3 and 4")
-    if key.dim() == 3:
+    require(key.dim() in (3, 4, 5), r.label, f"a paged cache of {key.dim()} dimensions: the twin models 3 to 5")
+    if key.dim() == 5:
+        _tiles(r)
+        size = key.shape[3]
+    elif key.dim() == 3:
         merged = r.kv_heads * r.dim
         require(key.shape[2] == merged, r.label, f"cache {tuple(key.shape)}: K·D is {merged}")
         require(merged <= 65535, r.label, f"K·D = {merged}: at most 65535 with heads inside a token")
@@ -176,6 +204,19 @@ def _paging(r: Request) -> None:
     require(size == block, r.label, f"block_size={block}, the cache has blocks of {size}")
 
 
+def _tiles(r: Request) -> None:
+    """A cache in NZ: MLA only."""
+    require(r.latent, r.label, "a cache in NZ without query_rope")
+    require(r.input_layout != "BNSD", r.label, "a cache in NZ under BNSD")
+    require(r.block_size == 128, r.label, f"a cache in NZ with block_size={r.block_size}: 128")
+    tiles = (r.kv_heads, r.dim // 16)
+    require(
+        tuple(r.key.shape[1:3]) == tiles and r.key.shape[4] == 16,
+        r.label,
+        f"cache {tuple(r.key.shape)}: [blocks, K, D/16, N, 16]",
+    )
+
+
 def _dense(r: Request) -> None:
     require(r.block_size == 0, r.label, "block_size without block_table")
     require(r.key.shape == r.value.shape, r.label, f"key {tuple(r.key.shape)} and value {tuple(r.value.shape)} differ")
@@ -189,6 +230,8 @@ def _dense(r: Request) -> None:
 
 def _one_query(r: Request) -> None:
     require(max(r.kv_lens) <= 262144, r.label, "more than 262144 keys under one query")
+    if r.key.dtype == torch.int8 and r.paged:
+        require(r.block_size % 32 == 0, r.label, f"block_size={r.block_size} with int8 keys: multiples of 32")
     require(r.inner_precise in (0, 1), r.label, f"inner_precise={r.inner_precise} with one query: 0 or 1")
     if r.paged and not r.latent:
         require(
@@ -209,6 +252,9 @@ def _one_query(r: Request) -> None:
 
 
 def _many_queries(r: Request) -> None:
+    require(
+        r.key.dtype != torch.int8, r.label, "int8 keys under several queries: not with paging, and not modelled else"
+    )
     if r.paged and not r.latent:
         good = r.block_size % 128 == 0 and 128 <= r.block_size <= 512
         require(good, r.label, f"block_size={r.block_size} with several queries: multiples of 128 up to 512")
@@ -243,6 +289,8 @@ def _latent(r: Request) -> None:
     require(not r.softmax_lse_flag, r.label, "MLA gives no LSE")
     require(r.sparse_mode == (0 if r.q_size == 1 else 3), r.label, f"MLA with sparse_mode {r.sparse_mode}")
     expected = (*r.key.shape[:-1], 64)
+    if r.key.dim() == 5:
+        expected = (*r.key.shape[:2], 4, *r.key.shape[3:])
     require(tuple(r.key_rope.shape) == expected, r.label, f"key_rope {tuple(r.key_rope.shape)}: {expected}")
 
 

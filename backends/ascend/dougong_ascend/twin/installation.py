@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dougong_ascend.twin import fused, others, wheel
+from dougong_ascend.twin import collectives, fused, others, wheel
 from dougong_ascend.twin.device_module import extend
 from dougong_ascend.twin.schemas import define_operators, fake_sdk
 from dougong_ascend.twin.settings import settings
@@ -36,3 +36,4 @@ def install() -> None:
     _kept.extend(libraries)
     fused.register(libraries[0], libraries[2], device)
     others.register(*libraries, device)
+    collectives.register()

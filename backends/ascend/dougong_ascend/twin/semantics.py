@@ -12,11 +12,14 @@ def gather_pages(
 ) -> torch.Tensor:
     """One row's keys from a paged plane -> [kv_len, heads, D].
 
-    ``kind``: "merged" [blocks, N, K·D], "heads" [blocks, K, N, D], "tiled" [blocks, K·D/16, N, 16].
+    ``kind``: "merged" [blocks, N, K·D], "heads" [blocks, K, N, D], "tiled" [blocks, K·D/16, N, 16], "nz" [blocks, K,
+    D/16, N, 16].
     """
     pages = cache[table[: -(-kv_len // block)].to(torch.int64)]
     if kind == "heads":
         pages = pages.transpose(1, 2)
+    elif kind == "nz":
+        pages = pages.permute(0, 3, 1, 2, 4)
     elif kind == "tiled":
         pages = pages.transpose(1, 2).flatten(2)
     return pages.reshape(-1, heads, pages.numel() // (pages.shape[0] * block * heads))[:kv_len]

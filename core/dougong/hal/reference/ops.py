@@ -5,6 +5,8 @@ Norms and rope compute in float32 and round once, as the model families' own cod
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +16,7 @@ from dougong.hal.rope import QKVShape, RopeTable
 
 __all__ = [
     "add_rms_norm",
+    "compose_qkv",
     "gelu_tanh_mul",
     "merge_lse",
     "qk_norm_rope_write",
@@ -86,20 +89,41 @@ def qk_norm_rope_write(
     qkv [T, (H+K)·D + K·Dv] is scratch: its memory may be changed and the answer may lie in it.
     Returns q [T, H, D]. ``cache`` None: nothing is stored (a layer that reads another's cache).
     """
+    return compose_qkv(qkv, shape, table, positions, layer, cache, slots)
+
+
+def compose_qkv(
+    qkv: torch.Tensor,
+    shape: QKVShape,
+    table: RopeTable | None,
+    positions: torch.Tensor,
+    layer: LayerArgs,
+    cache: LayerCache | None,
+    slots: torch.Tensor,
+    *,
+    norm: Callable[..., torch.Tensor] = rms_norm,
+    rotate: Callable[..., torch.Tensor] = rope,
+    store: Callable[..., None] = LayerCache.write_scaled,
+) -> torch.Tensor:
+    """`qk_norm_rope_write` from its parts, for backends that have some of them.
+
+    ``norm`` and ``rotate`` are called as this module's `rms_norm` and `rope`, ``store`` as ``store(cache, layer, k, v,
+    slots)`` with k [T, K, D] and v [T, K, Dv] in the model's dtype.
+    """
     tokens = qkv.shape[0]
     q, k, v = torch.split(qkv, list(shape.splits), dim=-1)
     q = q.reshape(tokens, shape.num_heads, shape.head_dim)
     k = k.reshape(tokens, shape.num_kv_heads, shape.head_dim)
     v = v.reshape(tokens, shape.num_kv_heads, shape.head_dim_v)
     if shape.q_norm is not None:
-        q = rms_norm(q, shape.q_norm, shape.eps, shape.norm_offset)
+        q = norm(q, shape.q_norm, shape.eps, shape.norm_offset)
     if shape.k_norm is not None:
-        k = rms_norm(k, shape.k_norm, shape.eps, shape.norm_offset)
+        k = norm(k, shape.k_norm, shape.eps, shape.norm_offset)
     if table is not None:
-        q = rope(q, table, positions)
-        k = rope(k, table, positions)
+        q = rotate(q, table, positions)
+        k = rotate(k, table, positions)
     if cache is not None:
-        cache.write_scaled(layer, k, v, slots)
+        store(cache, layer, k, v, slots)
     return q
 
 
