@@ -6,9 +6,9 @@ import itertools
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from e2e_harness import BACKEND, check_clean, greedy
 
 from dougong import Engine, EngineConfig
 from dougong.errors import ConfigError, InvalidRequestError
-from dougong.plugins import load_plugins
+from dougong.plugins import ABI, KVBlockName, KVConnector, KVConnectorSpec, hookimpl, load_plugins
 from dougong.types import RequestOutput
 
 _numbers = itertools.count()
@@ -42,7 +42,8 @@ def make(model: Path, role: str | None = None, name: str = "", **options: Any) -
             "kv_role": role,
             "kv_connector_options": {"name": name, **size, **own},
         }
-    return Engine(EngineConfig(**(values | options)), plugins=load_plugins(BACKEND))
+    plugins = options.pop("plugins", None) or load_plugins(BACKEND)
+    return Engine(EngineConfig(**(values | options)), plugins=plugins)
 
 
 class Pair:
@@ -101,7 +102,7 @@ def test_prefill_here_decode_there(pair: Pair) -> None:
     assert consumer.transfer.stats.loaded_tokens == 96  # the second request's blocks are the first one's
 
 
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("overlap", [True, pytest.param(False, marks=pytest.mark.prove)])
 def test_windows(gemma: Path, name: str, overlap: bool) -> None:
     pair = Pair(gemma, name)
     right = tokens(run(pair.open(None), PROMPTS, 40))
@@ -268,6 +269,54 @@ def test_bad_params_are_refused(pair: Pair, params: Any) -> None:
     with pytest.raises(InvalidRequestError, match="kv_transfer_params"):
         engine.add("x", {"prompt_token_ids": [1, 2], "kv_transfer_params": params}, greedy(1))
     assert not engine.has_work
+
+
+class DictConnector(KVConnector):
+    """The least that a connector can be: blocks in a dictionary of this process."""
+
+    blocks: ClassVar[dict[KVBlockName, bytes]] = {}
+    asked: ClassVar[list[KVBlockName]] = []
+    block_tokens = 32  # type: ignore[assignment]
+    hash_key = b"of this process"  # type: ignore[assignment]
+
+    def contains(self, names: Sequence[KVBlockName]) -> list[bool]:
+        return [name in self.blocks for name in names]
+
+    def store(self, names: Sequence[KVBlockName], blocks: Sequence[memoryview]) -> None:
+        for name, block in zip(names, blocks):
+            assert block.nbytes == 2 * self.context.block_bytes[name.group]
+            self.blocks[name] = bytes(block)
+
+    def load(self, names: Sequence[KVBlockName]) -> list[bytes]:
+        return [self.blocks[name] for name in names]
+
+    def prefetch(self, names: Sequence[KVBlockName]) -> None:
+        self.asked.extend(names)
+
+    def finished(self, request_id: str, num_tokens: int) -> Mapping[str, Any]:
+        return {"told": self.context.options["told"]}
+
+
+class _Plugin:
+    @staticmethod
+    @hookimpl
+    def dougong_kv_connectors() -> list[KVConnectorSpec]:
+        target = f"{__name__}:DictConnector"
+        return [KVConnectorSpec(name="dict", abi=ABI, target=target, options={"told": "by default"})]
+
+
+def test_a_plugins_connector(llama: Path) -> None:
+    plugins = load_plugins(BACKEND, extra=[("dict", _Plugin)])
+    found = []
+    for role in ("producer", "consumer"):
+        options: dict[str, Any] = {"kv_connector": "dict", "kv_role": role, "plugins": plugins}
+        engine = make(llama, **options)
+        found.append(run(engine, [LONG], 12)[0])
+        engine.close()
+    first, second = found
+    assert first.kv_transfer_params == {"num_tokens": 64, "told": "by default"}
+    assert second.num_cached_tokens == 64 and tokens([first]) == tokens([second])
+    assert DictConnector.asked == list(DictConnector.blocks)
 
 
 def _prefill(model: Path, name: str, pipe: Any) -> None:

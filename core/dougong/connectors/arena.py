@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -40,15 +41,34 @@ _track = threading.Lock()
 
 @contextmanager
 def _untracked() -> Iterator[None]:
-    """Attach without telling multiprocessing's tracker, which would remove the memory when this process ends, although
-    it is another's. Python 3.13 has an option for it; before, registering is left out."""
+    """multiprocessing's tracker removes memory when a process ends that has attached to it, although it is another's.
+    Python 3.13 has an option against that; before, the tracker is not told."""
+    if sys.version_info >= (3, 13):
+        yield
+        return
     with _track:
-        register = resource_tracker.register
-        resource_tracker.register = lambda name, rtype: None
+        register, unregister = resource_tracker.register, resource_tracker.unregister
+        resource_tracker.register = resource_tracker.unregister = lambda name, rtype: None
         try:
             yield
         finally:
-            resource_tracker.register = register
+            resource_tracker.register, resource_tracker.unregister = register, unregister
+
+
+def _attach(name: str) -> SharedMemory:
+    """Memory that another process made.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+        KVTransferError: it is being made just now, and has no size yet.
+    """
+    try:
+        if sys.version_info >= (3, 13):
+            return SharedMemory(name, track=False)
+        with _untracked():
+            return SharedMemory(name)
+    except ValueError as error:
+        raise KVTransferError(f"shared memory {name!r} is not ready yet") from error
 
 
 class Arena:
@@ -188,9 +208,7 @@ class ArenaReader:
     """
 
     def __init__(self, name: str) -> None:
-        with _untracked():
-            memory = SharedMemory(name)
-        self.arena = Arena(memory)
+        self.arena = Arena(_attach(name))
         self._where: dict[KVBlockName, int] = {}
         self._names: dict[int, KVBlockName] = {}
         self._seen = 0
@@ -287,9 +305,8 @@ def _remove_dead(name: str) -> None:
         ConfigError: the writer lives.
     """
     try:
-        with _untracked():
-            memory = SharedMemory(name)
-    except FileNotFoundError:
+        memory = _attach(name)
+    except (FileNotFoundError, KVTransferError):
         return
     try:
         if not _lock(memory):
@@ -297,19 +314,7 @@ def _remove_dead(name: str) -> None:
                 f"a KV arena of the name {name!r} belongs to another process that is running: give each producer a "
                 'name of its own (kv_connector_options={"name": "…"}).'
             )
-        with _untracked_removal():
+        with _untracked():
             memory.unlink()
     finally:
         memory.close()
-
-
-@contextmanager
-def _untracked_removal() -> Iterator[None]:
-    """Unlink what this process never registered."""
-    with _track:
-        unregister = resource_tracker.unregister
-        resource_tracker.unregister = lambda name, rtype: None
-        try:
-            yield
-        finally:
-            resource_tracker.unregister = unregister

@@ -78,6 +78,7 @@ class KVTransfer:
         self.stats = KVTransferStats()
         self.produces = connector.context.role.produces
         self.consumes = connector.context.role.consumes
+        self._prefetches = type(connector).prefetch is not KVConnector.prefetch
         self._kv = kv
         self._blocks = blocks
         self._identity = blake2b(json.dumps(format_.to_dict(), sort_keys=True).encode()).hexdigest()
@@ -90,7 +91,12 @@ class KVTransfer:
 
     def expect(self, request: Request, params: Mapping[str, Any] | None) -> None:
         """A request was added; ``params`` are its ``kv_transfer_params``."""
-        if not params or not self.consumes:
+        if not self.consumes:
+            return
+        if self._prefetches:
+            names = self._names(request, request.num_tokens // max(1, self.connector.block_tokens)) or ()
+            self.connector.prefetch([KVBlockName(group.index, name) for group in self._kv.groups for name in names])
+        if not params:
             return
         progress = self._of(request)
         progress.promised = int(params.get("num_tokens", 0))
@@ -198,7 +204,7 @@ class KVTransfer:
         progress = self._of(request)
         if progress.fetched_at == request.num_preemptions:
             return True
-        ready = self._count_ready(request)
+        ready = self._count_ready(request) if progress.promised else 0
         if ready < progress.promised and time.monotonic() < progress.deadline:
             progress.waiting = True
             return False
