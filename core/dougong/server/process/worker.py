@@ -88,6 +88,7 @@ class EngineWorker:
         self._next_look = 0.0
         self._asked = False
         self._generated = 0
+        self._unrecorded_s = 0.0
         self._cpu_s = time.process_time()
         engine.observers.append(self)
 
@@ -266,6 +267,9 @@ class EngineWorker:
 
     def _counters(self, begun: float) -> StepCounters | None:
         record, self._record = self._record, None
+        took = self._unrecorded_s + time.perf_counter() - begun
+        # With overlap a burst's first round only launches: its time goes with the step that it launched.
+        self._unrecorded_s = took if record is None else 0.0
         if record is None:
             return None
         engine = self._engine
@@ -275,7 +279,7 @@ class EngineWorker:
             record.running, record.waiting, record.preemptions, record.kv_usage,
             engine.kv.prefix_queries, engine.kv.prefix_hits,
             record.schedule_s, record.launch_s, record.wait_s, record.commit_s,
-            time.perf_counter() - begun, cpu_s - self._cpu_s,
+            took, cpu_s - self._cpu_s,
         )  # fmt: skip
         self._generated, self._cpu_s = generated, cpu_s
         self._snapshots.step(counters)
