@@ -6,6 +6,9 @@ from typing import Any
 
 __all__ = ["refuse_layer", "refuse_runner"]
 
+#: The pool whose buffers are [places, heads, dim] and whose places are the ones in the table of requests.
+_POOL = "MHATokenToKVPool"
+
 
 def refuse_runner(runner: Any) -> None:
     """Judge a model runner and its options.
@@ -15,6 +18,8 @@ def refuse_runner(runner: Any) -> None:
     """
     args, model = runner.server_args, runner.model_config
     pool = type(runner.token_to_kv_pool).__name__
+    layout = getattr(runner.token_to_kv_pool, "kv_cache_layout", "nhd")
+    allocator = getattr(runner, "token_to_kv_pool_allocator", None)
     wrong = [
         (getattr(runner, "use_mla_backend", False), "MLA models"),
         (getattr(model, "is_encoder_decoder", False), "encoder-decoder models"),
@@ -22,7 +27,10 @@ def refuse_runner(runner: Any) -> None:
         (getattr(args, "kv_cache_dtype", "auto") not in ("auto", None), f"--kv-cache-dtype {args.kv_cache_dtype}"),
         (getattr(args, "dcp_size", 1) > 1, "decode context parallelism"),
         (getattr(args, "enable_deterministic_inference", False), "--enable-deterministic-inference"),
-        (pool.startswith(("SWA", "Hybrid", "NoOp")) or pool.endswith("FP4"), f"KV pools of the kind {pool}"),
+        (pool != _POOL, f"KV pools of the kind {pool}"),
+        (layout != "nhd", f"KV pools that lie as {layout}"),
+        # The table of requests then holds names of places, not places.
+        (getattr(allocator, "translate_kv_loc", None) is not None, "the unified memory pool"),
     ]
     found = [what for bad, what in wrong if bad]
     if found:

@@ -47,6 +47,7 @@ def runner(pool: Any, req_to_token: torch.Tensor, page: int, **options: Any) -> 
         page_size=page,
         use_mla_backend=options.pop("mla", False),
         token_to_kv_pool=pool,
+        token_to_kv_pool_allocator=options.pop("allocator", SimpleNamespace()),
         req_to_token_pool=SimpleNamespace(req_to_token=req_to_token, size=req_to_token.shape[0]),
         model_config=SimpleNamespace(context_len=req_to_token.shape[1], is_encoder_decoder=False),
         server_args=SimpleNamespace(

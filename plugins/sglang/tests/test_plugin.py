@@ -9,6 +9,7 @@ import dataclasses
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import dougong_sglang
@@ -67,6 +68,8 @@ class TestRefusals:
             ({"enable_deterministic_inference": True}, "deterministic"),
             ({"dcp_size": 2}, "context parallelism"),
             ({"pool": type("SWAKVPool", (), {})()}, "KV pools of the kind SWAKVPool"),
+            ({"pool": type("MHATokenToKVPool", (), {"kv_cache_layout": "hnd"})()}, "lie as hnd"),
+            ({"allocator": SimpleNamespace(translate_kv_loc=len)}, "unified memory pool"),
         ],
     )
     def test_a_runner_is_refused(self, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
