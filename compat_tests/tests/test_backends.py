@@ -39,7 +39,7 @@ def test_backends_of_this_repository_are_conformant(backend: str, profile: str, 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["honest-eager", "honest-tiled", "honest-split"])
 def test_honest_backends_are_conformant(backend: str, tmp_path: Path) -> None:
-    run(backend, "core", tmp_path)
+    run(backend, "smoke", tmp_path)
 
 
 @pytest.mark.parametrize("file", sorted(MANIFESTS.glob("*.toml")), ids=lambda file: file.stem)

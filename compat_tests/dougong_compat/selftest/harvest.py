@@ -6,6 +6,7 @@ case from then on. Bugs that no single attention call shows (writes, replays, th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dougong_compat.fuzzing import search
+from dougong_compat.cases.make import attention_case
+from dougong_compat.fuzzing import run_one, search
+from dougong_compat.pool import Worker
 from dougong_compat.selftest.backends import HONEST
 from dougong_compat.selftest.mutants import all_mutants
+from dougong_compat.selftest.mutants.mutant import Mutant
 from dougong_compat.target import OpenError, Target
 
 __all__ = ["harvest"]
@@ -35,13 +39,23 @@ def harvest(only: Sequence[str] = (), count: int = 60) -> Iterator[dict[str, Any
         except OpenError:
             continue
         text = json.dumps(failure and failure["params"], sort_keys=True)
-        if failure is None or text in seen:
+        if failure is None or text in seen or not _passes_without(mutant, failure):
             continue
         seen.add(text)
         yield {
             "name": f"{mutant.name}-{failure['id'].rpartition('/')[2]}", "params": failure["params"],
             "seed": failure["seed"], "note": mutant.name,
         }  # fmt: skip
+
+
+def _passes_without(mutant: Mutant, failure: dict[str, Any]) -> bool:
+    """Whether the honest kernel answers rightly: what fails with and without the bug says nothing of it."""
+    case = attention_case("fuzz", failure["id"].rpartition("/")[2], failure["params"])
+    with Worker(Target(mutant.backend, (HONEST[mutant.backend],))) as worker:
+        result, _ = run_one(worker, dataclasses.replace(case, seed=failure["seed"]))
+    if result.outcome.bad:
+        print(f"{mutant.name}: fails without the bug too: {result.message[:200]}", file=sys.stderr)
+    return not result.outcome.bad
 
 
 def main() -> None:
