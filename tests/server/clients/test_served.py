@@ -121,7 +121,7 @@ def test_responses(gpt: openai.OpenAI) -> None:
     jsonschema.validate(json.loads(call.arguments), PLACE)
     result: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": "warm"}]
     with gpt.responses.stream(
-        model="tiny", previous_response_id=first.id, input=result, max_output_tokens=8, temperature=0
+        model="tiny", previous_response_id=first.id, input=result, tools=tools, max_output_tokens=8, temperature=0
     ) as stream:
         *_, last = stream
     assert last.type in ("response.completed", "response.incomplete")
