@@ -26,8 +26,8 @@ from dougong_ascend.graphs import AscendGraph
 from dougong_ascend.layouts import HND_PAGED, NHD_PAGED
 from dougong_ascend.limits import MOST_KEYS, fused_refusals, gathered_refusals
 from dougong_ascend.plans import FusedPlan, GatheredPlan, RowCall, dead_queries
-from dougong_ascend.sdk import INT_MAX, FusedCall, fused_version
-from dougong_ascend.store import store_scaled
+from dougong_ascend.sdk import FusedCall, fused_version
+from dougong_ascend.store import check_planes, store_scaled
 
 __all__ = ["FusedAttention", "GatheredAttention", "causal_mask"]
 
@@ -139,20 +139,10 @@ class FusedAttention(AttentionKernel):
 
     def _paged_planes(self, kv: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
         """The planes as the operator reads them: [blocks, K, N, D], or [blocks, N, K·D]."""
-        self._check_planes(kv)
+        check_planes(kv)
         if self._heads_out:
             return kv.k, kv.v
         return kv.k.flatten(2), kv.v.flatten(2)
-
-    @staticmethod
-    def _check_planes(kv: LayerCache) -> None:
-        for name, plane in kv.planes.items():
-            if not plane.is_contiguous() or plane.numel() > INT_MAX:
-                raise EngineError(
-                    f"cache plane {name!r} of shape {tuple(plane.shape)} and strides {plane.stride()}: the operator "
-                    f"reads contiguous planes of at most {INT_MAX} elements. Allocate each plane by itself "
-                    "(Device.empty_cache), with fewer blocks."
-                )
 
     def _call(
         self,

@@ -12,6 +12,7 @@ from dougong_ascend.graphs import AscendGraph
 from dougong_ascend.layouts import LATENT, LATENT_NZ
 from dougong_ascend.limits import latent_refusals
 from dougong_ascend.plans import FusedPlan, RowCall, dead_queries
+from dougong_ascend.store import check_planes
 
 __all__ = ["LatentAttention", "TiledLatentAttention"]
 
@@ -70,7 +71,7 @@ class LatentAttention(FusedAttention):
         return LatentPlan(self.spec, self.group, self.limits, self.device.torch_device)
 
     def _paged_planes(self, kv: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
-        self._check_planes(kv)
+        check_planes(kv)
         latent = self._pages_of(kv.planes["latent"])
         return latent, latent
 

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import torch
 
+from dougong.errors import KernelSelectionError
 from dougong.hal import LayerArgs, LayerCache, quantize
+from dougong_ascend.sdk import INT_MAX
 
-__all__ = ["STORED", "store", "store_scaled"]
+__all__ = ["STORED", "check_planes", "store", "store_scaled"]
 
 #: Layouts that the operators write.
 STORED = ("nhd", "hnd", "latent_rope", "latent_rope_nz16", "nz16")
+
+
+def check_planes(cache: LayerCache) -> None:
+    """Refuse planes that the operators do not take.
+
+    Raises:
+        KernelSelectionError: a plane has gaps, or too many elements.
+    """
+    for name, plane in cache.planes.items():
+        if not plane.is_contiguous() or plane.numel() > INT_MAX:
+            raise KernelSelectionError(
+                f"cache plane {name!r} of shape {tuple(plane.shape)} and strides {plane.stride()}: the operators take "
+                f"contiguous planes of at most {INT_MAX} elements. Allocate each plane by itself (Device.empty_cache), "
+                "with fewer blocks."
+            )
 
 
 def store(cache: LayerCache, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
     """Store k [T, K, D] and v [T, K, Dv] at ``slots`` [T] int64. The operators take contiguous inputs only."""
     if k.shape[0] == 0:
         return
+    check_planes(cache)
     name = cache.layout.name
     if name == "nz16":
         torch.ops.atb._npu_reshape_and_cache(k.contiguous(), v.contiguous(), cache.k, cache.v, slots.to(torch.int32))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dougong.errors import ConfigError, EngineError
+from dougong.errors import ConfigError, EngineError, KernelSelectionError
 from dougong.hal import (
     NHD,
     AttentionKernel,
@@ -256,7 +256,7 @@ def test_a_cache_with_gaps_is_refused(backend: Backend) -> None:
     scene = Scene(backend, FusedAttention, SPEC, NHD_PAGED, 128, [1], [3])
     plane = torch.zeros(2, 2, 128, 2, 32, dtype=torch.bfloat16, device="npu")[:, 0]
     scene.cache = LayerCache({"k": plane, "v": plane}, NHD_PAGED, 128, SPEC)
-    with pytest.raises(EngineError, match="contiguous planes"):
+    with pytest.raises(KernelSelectionError, match="contiguous planes"):
         scene.answers()
 
 
