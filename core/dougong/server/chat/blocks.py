@@ -64,6 +64,7 @@ async def in_blocks(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Part,
     open_block: Block | None = None
     index = -1
     count = 0
+    early: list[Any] = []
     async with aclosing(events):
         async for event in events:
             if isinstance(event, (Started, Done)):
@@ -85,8 +86,12 @@ async def in_blocks(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Part,
             if not text and not scores and kind != "call":
                 continue
             other = open_block is None or open_block.kind != kind
-            if not text and other and kind == "text":
-                continue  # log-probabilities alone open no block
+            if kind == "text":
+                scores = early + scores
+                early = []
+                if not text and other:
+                    early = scores  # of a character's first bytes: they open no block, and go with its text
+                    continue
             if other or (isinstance(event, ToolCallDelta) and event.index != index):
                 if open_block is not None:
                     yield Closed(open_block)
