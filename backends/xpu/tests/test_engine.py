@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 import dougong_xpu
 from dougong import LLM, SamplingParams
+from dougong.errors import DougongError
 from dougong.plugins import load_plugins
 from dougong_xpu.twin import plugin
 
@@ -76,6 +78,24 @@ def test_without_graphs(model: Path, expected: list[list[int]]) -> None:
     assert tokens(model, "vllm-xpu-kernels", enforce_eager=True)[0] == expected
 
 
+@pytest.mark.parametrize(
+    ("provider", "options", "words"),
+    [
+        # The core tells of the last layout that it tried; the reason for this one is in test_limits.
+        ("vllm-xpu-kernels", dict(block_size=16), "no kernel for attention .*block_size=16"),
+        ("vllm-xpu-kernels", dict(dtype="float32"), "float32"),
+        ("vllm-xpu-kernels", dict(kv_cache_dtype="int8"), "kv_int8"),
+        ("vllm-xpu-kernels", dict(device_index=7), "device_index=7"),
+        ("no-such-library", {}, "no-such-library"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_first_step(
+    model: Path, provider: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DougongError, match=words):
+        tokens(model, provider, **options)
+
+
 @pytest.mark.prove
 @pytest.mark.parametrize("library", ["vllm", "sgl", "ipex"])
 def test_conformance_smoke(library: str, tmp_path: Path) -> None:
@@ -88,4 +108,5 @@ def test_conformance_smoke(library: str, tmp_path: Path) -> None:
     env = {**os.environ, "DOUGONG_XPU_TWIN": library}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "CONFORMANT" in done.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"] == "CONFORMANT"

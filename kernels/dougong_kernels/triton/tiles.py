@@ -140,7 +140,7 @@ def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
             vt = load_tile(v, stride_vb, stride_vn, stride_vh, block, place, head, offs_v, visible, DV, DVP, MASKED,
                            PACK_V, PAGE)
             vc = to_compute(vt, dtype, FP8)
-        if MASKED or SOFTCAP or ALIBI:
+        if (MASKED or SOFTCAP) or ALIBI:  # Triton 3.3 takes no chain of three
             if SOFTCAP:
                 t = s * (scale / softcap)
                 s = (1.0 - 2.0 / (tl.exp2(t * (2.0 * LOG2E)) + 1.0)) * (softcap * LOG2E)
