@@ -42,12 +42,13 @@ class Sampler:
     step need not wait for the host to know it.
 
     Args:
-        ops: ``ops.sample`` draws.
+        ops: ``ops.argmax`` and ``ops.sample`` choose.
         last_token: [slots + 1] int64 on the device; the sampled ids are stored there.
     """
 
     def __init__(self, ops: OpTable, state: SamplingState, last_token: torch.Tensor) -> None:
         self.state = state
+        self._argmax: Callable[[torch.Tensor], torch.Tensor] = ops.argmax
         self._draw: Callable[..., torch.Tensor] = ops.sample
         self._last_token = last_token
 
@@ -79,7 +80,7 @@ class Sampler:
 
     def _greedy(self, logits: torch.Tensor) -> torch.Tensor:
         """The arg max, the lowest id among equals. NaN counts as the largest, so one look at the winner finds it."""
-        tokens = logits.argmax(-1)
+        tokens = self._argmax(logits)
         best = logits.gather(-1, tokens[:, None])[:, 0]
         return tokens.masked_fill_(best != best, NAN_ROW)
 
@@ -102,7 +103,7 @@ class Sampler:
         broken = top != top
         blocked = self._shape(x, rows, host_positions, allowed)
         if rows.all_greedy:
-            tokens = x.argmax(-1)
+            tokens = self._argmax(x)
         else:
             tokens = self._draw(x, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seeds, positions)
         if blocked is not None:

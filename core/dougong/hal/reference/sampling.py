@@ -63,7 +63,7 @@ def mask_top(
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """The largest logit of each row, the lowest id among equals; NaN counts as the largest. logits [R, V] -> [R] int64."""
+    """logits [R, V] -> [R] int64: the lowest id of the largest; NaN counts as the largest."""
     return logits.argmax(-1)
 
 
