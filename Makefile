@@ -11,7 +11,8 @@ PROMPT  ?= What is the capital of France?
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -qq --constraint constraints.txt
+# Byte code is made on first use: compiling all of it takes minutes, most of it is never imported.
+INSTALL := $(PIP) install -qq --no-compile --constraint constraints.txt
 
 # Every distribution beside the root, and the native sources whose change needs a new build.
 DISTS  := $(patsubst %/pyproject.toml,%,$(wildcard kernels/pyproject.toml backends/*/pyproject.toml \
