@@ -275,7 +275,9 @@ def test_the_asynchronous_engine(tiny: dict[str, Path]) -> None:
             check(name, text)
         with pytest.raises(InvalidRequestError):
             await one(served, 99, StructuredOutput(regex="(("))
-        assert not await served.call(lambda engine: engine.has_work)
+        # The step that was launched ahead may still be on its way when the last text arrives.
+        while await served.call(lambda engine: engine.has_work):
+            await asyncio.sleep(0.01)
 
     served = AsyncEngine(engine=llm.engine)
     try:

@@ -68,7 +68,8 @@ class World:
             self.tables[one] = [[], []]
             self.running.append(one)
             admitted.append(one)
-        chosen = [one for one in self.running if rng.random() < 0.8]
+        # Whoever is admitted has a row in the same plan, as with the planner.
+        chosen = [one for one in self.running if one in admitted or rng.random() < 0.8]
         same = bool(self.last) and not admitted and rng.random() < 0.7
         if same:
             chosen = list(self.last or [])

@@ -73,7 +73,7 @@ def test_models_that_cannot_run_are_refused_with_the_reason(
     name: str, tmp_path: Path, load: Callable[..., LoadedModel]
 ) -> None:
     import transformers
-    from conftest import SIZES
+    from tests.models.conftest import SIZES
 
     kind, changes, reason = REFUSED[name]
     config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
