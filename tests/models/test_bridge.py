@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_model
 from model_harness import PagedModel
 
 from dougong.errors import UnsupportedModelError
 from dougong.hal import Backend
 from dougong.models import LoadedModel
+from tests.models.conftest import save_model
 
 LENGTH = 19
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,6 +73,7 @@ def test_models_that_cannot_run_are_refused_with_the_reason(
     name: str, tmp_path: Path, load: Callable[..., LoadedModel]
 ) -> None:
     import transformers
+
     from tests.models.conftest import SIZES
 
     kind, changes, reason = REFUSED[name]

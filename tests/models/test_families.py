@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_model
 from model_harness import PagedModel
 
 from dougong.hal import NZ16, Backend
 from dougong.models import LoadedModel
+from tests.models.conftest import save_model
 
 LENGTH = 23
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]

@@ -9,7 +9,6 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from conftest import save_model
 from gguf_files import interleave, write_gguf
 from model_harness import PagedModel
 
@@ -17,6 +16,7 @@ from dougong.errors import ModelLoadError, UnsupportedModelError
 from dougong.hal import Backend, QuantizedWeight
 from dougong.models import LoadedModel, WeightSpec, get_tokenizer, resolve_model
 from dougong.models.loading.gguf import GGUFWeights
+from tests.models.conftest import save_model
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96}
 TOKENS = [5, 44, 7, 71, 30, 12, 9, 9, 50]

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_model
 from model_harness import PagedModel
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +16,7 @@ from dougong.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from dougong.hal import Backend, QuantizedWeight
 from dougong.models import LoadedModel, get_tokenizer, read_config, resolve_model
 from dougong.models.quantization import slice_weight
+from tests.models.conftest import save_model
 
 TOKENS = [5, 44, 7, 71, 30, 12, 9, 9, 50]
 Load = Callable[..., LoadedModel]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_model
 from model_harness import PagedModel
 
 from dougong.errors import ModelLoadError, UnsupportedModelError
 from dougong.hal import Backend
 from dougong.models import LoadedModel, RopeConfig
 from dougong.models.layers.rope import rope_table
+from tests.models.conftest import save_model
 
 TRAINED = 16
 FACTORS = {"short_factor": [1.0, 1.1, 1.3, 1.5], "long_factor": [2.0, 3.0, 5.0, 9.0]}

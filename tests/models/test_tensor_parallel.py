@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from conftest import save_model
 
 from dougong.errors import ConfigError
+from tests.models.conftest import save_model
 
 #: Two kv heads are divided, one is held twice; a vocabulary of 97 leaves the last rank one row short.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
