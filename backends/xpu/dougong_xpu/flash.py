@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from dougong.hal import (
-    AttentionKernel,
     AttentionQuery,
     AttentionSpec,
     BatchView,
@@ -22,24 +21,17 @@ from dougong.hal import (
 )
 from dougong_xpu import sdk
 from dougong_xpu.limits import SGL_NHD, VLLM_NHD, sgl_refusals, vllm_refusals
-from dougong_xpu.plans import BlindPlan, head, portable_write
+from dougong_xpu.plans import BlindAttention, BlindPlan, head, portable_write
 
 __all__ = ["SglAttention", "VllmAttention"]
 
 
-class _Flash(AttentionKernel):
-    """What both libraries' kernels share: the plan, the window, the bound on lengths."""
+class _Flash(BlindAttention):
+    """What both libraries' kernels share: the window, the bound on lengths."""
 
     def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: Device) -> None:
         super().__init__(spec, group, limits, device)
         self._window = (-1, -1) if spec.window is None else (spec.window - 1, 0)
-
-    def new_plan(self) -> BlindPlan:
-        return BlindPlan(self.spec, self.limits, self.device.torch_device)
-
-    def plan(self, batch: BatchView, into: Plan) -> None:
-        assert isinstance(into, BlindPlan)
-        into.fill(batch, batch.groups[self.group.index])
 
     def _longest(self, bound: int) -> int:
         # A captured call keeps its bound: it must hold for every later replay.
@@ -60,7 +52,7 @@ class VllmAttention(_Flash):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        return (*vllm_refusals(query), *_unusable(sdk.vllm))
+        return (*vllm_refusals(query), *sdk.unusable(sdk.vllm))
 
     def run(
         self,
@@ -127,7 +119,7 @@ class SglAttention(_Flash):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        return (*sgl_refusals(query), *_unusable(sdk.sgl))
+        return (*sgl_refusals(query), *sdk.unusable(sdk.sgl))
 
     def run(
         self,
@@ -154,14 +146,6 @@ class SglAttention(_Flash):
 
     def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         self._write(layer, k, v, cache, slots)
-
-
-def _unusable(load: Any) -> tuple[Refusal, ...]:
-    try:
-        load()
-    except ImportError as error:
-        return (Refusal(str(error), "the triton provider"),)
-    return ()
 
 
 def _blind_ragged(batch: BatchView, kv: RaggedKV, causal: bool) -> torch.Tensor:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from dougong.hal import (
-    AttentionKernel,
     AttentionQuery,
     AttentionSpec,
-    BatchView,
     Device,
     KVGroup,
     LayerArgs,
@@ -20,12 +18,12 @@ from dougong.hal import (
 )
 from dougong_xpu import sdk
 from dougong_xpu.limits import IPEX_HND, ipex_refusals
-from dougong_xpu.plans import BlindPlan
+from dougong_xpu.plans import BlindAttention, BlindPlan
 
 __all__ = ["IpexAttention"]
 
 
-class IpexAttention(AttentionKernel):
+class IpexAttention(BlindAttention):
     """``ipex.llm.modules.PagedAttention``. The library is discontinued: eager only, plain causal attention only."""
 
     layouts = (IPEX_HND,)
@@ -38,19 +36,7 @@ class IpexAttention(AttentionKernel):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        found = list(ipex_refusals(query))
-        try:
-            sdk.ipex()
-        except ImportError as error:
-            found.append(Refusal(str(error), "the triton provider"))
-        return tuple(found)
-
-    def new_plan(self) -> BlindPlan:
-        return BlindPlan(self.spec, self.limits, self.device.torch_device)
-
-    def plan(self, batch: BatchView, into: Plan) -> None:
-        assert isinstance(into, BlindPlan)
-        into.fill(batch, batch.groups[self.group.index])
+        return (*ipex_refusals(query), *sdk.unusable(sdk.ipex))
 
     def run(
         self,

@@ -1,4 +1,4 @@
-"""What Intel's operators need to know of a step beside the batch: which queries see nothing."""
+"""What Intel's operators need to know of a step beside the batch, which queries see nothing; and the kernels' base."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import torch
 
-from dougong.hal import AttentionSpec, BatchView, GroupView, LayerArgs, LayerCache, Limits, Plan
+from dougong.hal import AttentionKernel, AttentionSpec, BatchView, GroupView, LayerArgs, LayerCache, Limits, Plan
 from dougong_kernels.ops.write import write as triton_write
 from dougong_kernels.target import available
 
-__all__ = ["BlindPlan", "head", "portable_write"]
+__all__ = ["BlindAttention", "BlindPlan", "head", "portable_write"]
 
 
 def head(x: torch.Tensor, count: int) -> torch.Tensor:
@@ -45,6 +45,17 @@ class BlindPlan(Plan):
                 place = torch.arange(tokens, device=kv_len.device) - batch.cu_q[row]
                 blind |= length - counts[row] + place < 0
         self.blind[:tokens].copy_(blind[:, None, None])
+
+
+class BlindAttention(AttentionKernel):
+    """A kernel whose only plan is which queries see nothing."""
+
+    def new_plan(self) -> BlindPlan:
+        return BlindPlan(self.spec, self.limits, self.device.torch_device)
+
+    def plan(self, batch: BatchView, into: Plan) -> None:
+        assert isinstance(into, BlindPlan)
+        into.fill(batch, batch.groups[self.group.index])
 
 
 def portable_write(device: torch.device) -> Callable[..., None]:
