@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from dougong.hal import (
+    NHD,
     AttentionKernel,
     AttentionQuery,
     AttentionSpec,
@@ -32,6 +33,8 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e4m3fnuz)
 _MAX_DIM = 256
 _MAX_LATENT = 512
+_SERVING_TOKENS = 1024
+"""Limits of a server: it will need every kernel, so they are compiled side by side while the model loads."""
 
 
 class TritonPlan(Plan):
@@ -49,6 +52,7 @@ class TritonAttention(AttentionKernel):
     lengths and the block table's address from them.
     """
 
+    layouts = (NHD,)
     invariant: ClassVar[bool] = False
 
     def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: Device) -> None:
@@ -126,11 +130,14 @@ class TritonAttention(AttentionKernel):
             target_name(self._where), max(spec.head_dim, spec.head_dim_v), latent=spec.latent, wide=not self._narrow,
             exact=spec.dtype == torch.float32,
         )  # fmt: skip
-        return PagedAttention(
+        made = PagedAttention(
             self._shape(block_size), max_rows=limits.max_rows, max_tokens=limits.max_tokens,
             max_kv_len=limits.max_kv_len, cores=cores(self._where), device=self._where, settings=settings,
             batch_invariant=self.invariant,
         )  # fmt: skip
+        if limits.max_tokens >= _SERVING_TOKENS:
+            made.compile_ahead(spec.dtype, spec.kv_dtype)
+        return made
 
     def _for(self, ragged: bool) -> PagedAttention:
         found = self._ragged if ragged else self._paged

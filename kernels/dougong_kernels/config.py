@@ -26,6 +26,8 @@ class SplitConfig:
     per_core: int = 2
     min_units: int = 2
     """Fewest key tiles of a program: fewer would cost more in merging than they save in reading."""
+    half_below: int = 0
+    """With fewer key tiles than this for each program, half of the programs do the work."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +23,12 @@ def aligned(*tensors: torch.Tensor | None) -> int:
     return bits
 
 
+@lru_cache(maxsize=1)
+def _compilers() -> ThreadPoolExecutor:
+    # The compiler's passes and the assembler run outside Python's lock.
+    return ThreadPoolExecutor(4, thread_name_prefix="dougong-compile")
+
+
 class Launcher:
     """A kernel and what it was compiled to, by key.
 
@@ -32,7 +40,25 @@ class Launcher:
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self.compiled: dict[Hashable, Any] = {}
+        self.ahead: dict[Hashable, Future[Any]] = {}
         self.interpreted = interpreted()
+
+    def compile_ahead(
+        self, constants: Hashable, device: torch.device, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        """Start to compile in another thread what a launch with these arguments will need.
+
+        args as a launch takes them, tensors as their dtypes. A wrong guess costs processor time and nothing else: the
+        launch then compiles what it needs itself. ``constants`` is what the launch's key begins with.
+        """
+        if self.interpreted or device.type == "cpu" or constants in self.ahead:
+            return
+
+        def work() -> None:
+            with torch.get_device_module(device.type).device(device):
+                self.kernel.warmup(*args, grid=(1,), **options)
+
+        self.ahead[constants] = _compilers().submit(work)
 
     def __call__(
         self, key: Hashable, grid: tuple[int, int, int], args: tuple[Any, ...], options: dict[str, Any]
@@ -41,6 +67,9 @@ class Launcher:
         if compiled is not None:
             compiled[grid](*args)
             return
+        ahead = self.ahead.get(key[0]) if isinstance(key, tuple) else None
+        if ahead is not None:
+            ahead.exception()  # waits; what went wrong there comes again here, where it can be raised
         compiled = self.kernel[grid](*args, **options)
         if not self.interpreted and compiled is not None:
             self.compiled[key] = compiled

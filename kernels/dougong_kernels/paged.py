@@ -12,6 +12,7 @@ import torch
 
 from dougong_kernels.config import Settings, SplitConfig
 from dougong_kernels.launch import Launcher, aligned
+from dougong_kernels.target import early_start
 from dougong_kernels.triton.extend import extend_kernel
 from dougong_kernels.triton.planning import plan_kernel
 from dougong_kernels.triton.split import split_kernel
@@ -112,6 +113,7 @@ class PagedAttention:
         self.shape, self.settings, self.extend = shape, settings, settings.extend
         self.max_rows, self.max_tokens, self.max_kv_len, self.cores = max_rows, max_tokens, max_kv_len, cores
         self.device = torch.device(device)
+        self.early = early_start(self.device)
         self.invariant = batch_invariant
         s = shape
         self.group = s.num_heads // s.num_kv_heads
@@ -136,6 +138,38 @@ class PagedAttention:
         self._calls: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._workspace(self.many, 1)
         self._null = torch.zeros(1, dtype=torch.float32, device=self.device)
+
+    def compile_ahead(self, dtype: torch.dtype, kv_dtype: torch.dtype) -> None:
+        """Start to compile what decodes and prompts in ``dtype`` over a cache of ``kv_dtype`` will need."""
+        s, ints, floats = self.shape, torch.int32, torch.float32
+        start = None if s.block_size else ints
+        if s.fp8 >= 2:
+            kv_dtype = torch.uint8
+        sinks, slopes = (floats if s.sinks else None), (floats if s.alibi else None)
+        layer = (None, 1.0, sinks, slopes, s.scale, s.softcap)
+        strides = (16,) * 11
+        _PLAN.compile_ahead(
+            self._plan_constants(), self.device,
+            (ints, ints, ints, torch.int64, ints, ints, ints, ints, ints, *(3,) * 10, *self._plan_constants()),
+            self._plan_options(),
+        )  # fmt: skip
+        for cut in {self.many: None, self.few: None}:
+            constants, options = self._call("split", cut, 1, False, False, True)
+            _SPLIT.compile_ahead(constants, self.device, (
+                dtype, kv_dtype, kv_dtype, dtype, None, torch.int64, ints, ints, ints, start, floats, floats, ints,
+                *layer, *strides, *constants,
+            ), options)  # fmt: skip
+        constants, options = self._call("extend", self.many, 0, False, False, True)
+        _EXTEND.compile_ahead(constants, self.device, (
+            dtype, kv_dtype, kv_dtype, dtype, None, torch.int64, ints, ints, start, *layer, *strides, 3, *constants,
+        ), options)  # fmt: skip
+
+    def _plan_constants(self) -> tuple[Any, ...]:
+        block = min(1024, max(64, _pow2(max(self.max_rows, self.programs))))
+        return self.shape.causal, self.shape.window, max(1, self.max_rows.bit_length()), block
+
+    def _plan_options(self) -> dict[str, Any]:
+        return {"num_warps": min(8, max(1, self._plan_constants()[-1] // 128))}
 
     def _cut(self, config: SplitConfig, tokens: int) -> Cut:
         kv_heads = self.shape.num_kv_heads
@@ -209,10 +243,7 @@ class PagedAttention:
         if num_rows == 0:
             into.head.zero_()
             return
-        block = min(1024, max(64, _pow2(max(self.max_rows, self.programs))))
-        constants = (
-            self.eqt, cut.keys, self.shape.causal, self.shape.window, max(1, self.max_rows.bit_length()), block
-        )  # fmt: skip
+        constants = self._plan_constants()
         address = cu_q if table is None else table
         _PLAN(
             (constants, cu_q.device.index, aligned(cu_q, kv_len, address)),
@@ -220,9 +251,10 @@ class PagedAttention:
             (
                 cu_q, kv_len, address, into.head, into.prefix, into.tiles, into.starts, into.rows, into.items,
                 num_rows, short, cut.groups, cut.programs, 1 if self.invariant else cut.config.min_units,
-                cut.unit_tiles, 0 if table is None else table.stride(0), *constants,
+                0 if self.invariant else cut.config.half_below, cut.unit_tiles,
+                0 if table is None else table.stride(0), self.eqt, cut.keys, *constants,
             ),
-            {"num_warps": min(8, max(1, block // 128))},
+            self._plan_options(),
         )  # fmt: skip
 
     def _paths(self, num_rows: int, num_tokens: int, max_q_len: int, host_cu_q: torch.Tensor | None) -> tuple[int, int]:
@@ -269,6 +301,7 @@ class PagedAttention:
             BLOCK_N=cut.keys, FIXED=self.invariant, STAGES=cut.config.stages, num_warps=cut.config.warps,
             # As many parts in flight as 128 registers hold.
             AT_ONCE=max(1, min(8, 128 * 32 * cut.config.warps // (block_m * self.dv_pad))),
+            EARLY=bool(self.early), **self.early,
         )  # fmt: skip
         extend = dict(
             both, GB=self.egb, BLOCK_M=e.rows, QT=self.eqt, BLOCK_N=e.keys, HEADS_OUTER=e.heads_outer,

@@ -24,6 +24,7 @@ FEATURES = frozenset(
         "dv",
         "latent",
         "ragged",
+        "strided",
         "kv_int8",
         "kv_fp8_e4m3",
         "kv_fp8_e4m3fnuz",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 
-__all__ = ["available", "cores", "fp8_mode", "interpreted", "target_name"]
+__all__ = ["available", "cores", "early_start", "fp8_mode", "interpreted", "target_name"]
 
 _INTERPRETED_CORES = 4
 
@@ -37,6 +38,18 @@ def target_name(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"sm{major}{minor}"
     return device.type
+
+
+@lru_cache(maxsize=16)
+def early_start(device: torch.device) -> dict[str, bool]:
+    """Options of a launch that may begin before the kernel in front of it has ended; {} where that does not exist.
+
+    ``DOUGONG_EARLY_START=0`` turns it off, to find out whether a fault or a gain comes from it.
+    """
+    if device.type != "cuda" or torch.version.hip or os.environ.get("DOUGONG_EARLY_START") == "0":
+        return {}
+    known = find_spec("triton.language.extra.cuda.gdc") is not None
+    return {"launch_pdl": True} if known and torch.cuda.get_device_capability(device) >= (9, 0) else {}
 
 
 @lru_cache(maxsize=16)

@@ -33,6 +33,10 @@ def compile_for(target: Target, kernel: Any, args: dict[str, Any]) -> Resources:
 
     args = dict(args)
     options = {k: args.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in args}
+    if "EARLY" in kernel.arg_names:
+        args["EARLY"] = target.early
+        if target.early:
+            options["launch_pdl"] = True
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attrs: dict[tuple[int, ...], Any] = {}

@@ -101,8 +101,9 @@ def _strides(names: str) -> dict[str, str]:
 def _around(target: Target) -> Iterator[Launch]:
     yield Launch("plan", planning.plan_kernel, dict(
         dict.fromkeys(("cu_q", "kv_len", "table", "prefix", "tiles", "starts", "rows", "items"), "*i32"),
-        **dict.fromkeys(("num_rows", "short", "groups", "programs", "min_units", "unit_tiles", "width"), "i32"),
-        head="*i64", QT_EXTEND=32, BLOCK_N=16, CAUSAL=True, WINDOW=0, STEPS=9, BLOCK=256, num_warps=2,
+        **dict.fromkeys(("num_rows", "short", "groups", "programs", "min_units", "half_below", "unit_tiles", "width",
+                         "extend_tokens", "keys"), "i32"),
+        head="*i64", CAUSAL=True, WINDOW=0, STEPS=9, BLOCK=256, num_warps=2,
     ), core=True)  # fmt: skip
     for label, kind, cache, pack in (("", 0, "bf16", 0), (" int8", 1, "i8", 0), (" fp8", 2, "u8", 0),
                                      (" fnuz packed", 3, "u8", 16)):  # fmt: skip

@@ -26,6 +26,11 @@ class Target:
         return GPUTarget(self.backend, arch, self.wave)
 
     @property
+    def early(self) -> bool:
+        """Whether a kernel may be launched before the one in front of it has ended."""
+        return self.name in ("sm90", "sm100")
+
+    @property
     def native_fp8(self) -> str:
         """Triton's name of the 8-bit float that the hardware converts; '' where its bytes are decoded."""
         if self.name == "gfx942":

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from dougong.hal import Device, LinearKernel, LinearQuery, QuantizedWeight, Refusal
-from dougong_kernels.target import available, interpreted
+from dougong_kernels.target import available, early_start, interpreted
 from dougong_kernels.triton.skinny import gemv_kernel, skinny_kernel
 
 __all__ = ["MAX_FUSED_ROWS", "MAX_ROWS", "TritonLinear", "linear"]
@@ -50,10 +50,11 @@ def linear(
         block_i = min(_pow2(inputs), 4096)
         # 8 Ki elements per program: 16 KiB of weight in flight in each of several programs on a core.
         block_o = max(1, min(16, 8192 // block_i, _pow2(outputs)))
+        early = early_start(x.device)
         gemv_kernel[(-(-outputs // block_o),)](
             x, weight, bias, residual, norm, out, outputs, eps, offset, x.stride(0), weight.stride(0), stride_r,
             out.stride(0), I=inputs, M=rows, BLOCK_O=block_o, BLOCK_I=block_i, PROLOGUE=_PROLOGUES[prologue],
-            OFFSET=offset != 0, num_warps=4, **flags,
+            OFFSET=offset != 0, EARLY=bool(early), num_warps=4, **flags, **early,
         )  # fmt: skip
         return out
     block_o = 16 if outputs <= 8192 else 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dougong.hal import Device
-from dougong_kernels.target import available
+from dougong_kernels.target import available, early_start
 from dougong_kernels.triton.pointwise import gated_kernel, merge_kernel, rms_norm_kernel
 
 __all__ = ["add_rms_norm", "gelu_tanh_mul", "merge_lse", "rms_norm", "silu_mul"]
@@ -26,10 +26,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
     out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
     if flat.shape[0]:
-        block = _pow2(size)
+        block, early = _pow2(size), early_start(x.device)
         rms_norm_kernel[(flat.shape[0],)](
             flat, flat, out, flat, weight, eps, offset, flat.stride(0), 0, out.stride(0), 0,
-            E=size, BLOCK=block, ADD=False, OFFSET=offset != 0, num_warps=_warps(block),
+            E=size, BLOCK=block, ADD=False, OFFSET=offset != 0, EARLY=bool(early), num_warps=_warps(block), **early,
         )  # fmt: skip
     return out.view(x.shape)
 
@@ -43,10 +43,10 @@ def add_rms_norm(
         x, residual = x.contiguous(), residual.contiguous()
     rows = x.numel() // size if size else 0
     if rows:
-        block = _pow2(size)
+        block, early = _pow2(size), early_start(x.device)
         rms_norm_kernel[(rows,)](
             x, residual, x, residual, weight, eps, offset, size, size, size, size,
-            E=size, BLOCK=block, ADD=True, OFFSET=offset != 0, num_warps=_warps(block),
+            E=size, BLOCK=block, ADD=True, OFFSET=offset != 0, EARLY=bool(early), num_warps=_warps(block), **early,
         )  # fmt: skip
     return x, residual
 
@@ -58,9 +58,11 @@ def _gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     out = torch.empty(flat.shape[0], size, dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
         block = min(1024 if out.numel() >= 1 << 18 else 256, _pow2(size))
+        early = early_start(out.device)
         gated_kernel[(out.shape[0], -(-size // block))](
-            flat, out, flat.stride(0), I=size, GELU=gelu, BLOCK=block, num_warps=max(1, block // 256)
-        )
+            flat, out, flat.stride(0), I=size, GELU=gelu, BLOCK=block, EARLY=bool(early),
+            num_warps=max(1, block // 256), **early,
+        )  # fmt: skip
     return out.view(*gate_up.shape[:-1], size)
 
 

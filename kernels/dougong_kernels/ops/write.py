@@ -9,7 +9,7 @@ import torch
 from dougong.hal import Device, LayerArgs, LayerCache
 from dougong.hal.layout import PlaneLayout
 from dougong.hal.rope import QKVShape, RopeTable
-from dougong_kernels.target import available
+from dougong_kernels.target import available, early_start
 from dougong_kernels.triton.rotate import rotate_write_kernel
 
 __all__ = ["packing", "plane_view", "qk_norm_rope_write", "rope", "write"]
@@ -107,7 +107,7 @@ def _launch(
     blocks = -(-heads // per)
     if cache is not None:
         blocks += -(-kv_heads // per) * (2 if write_v else 1)
-    none = first
+    none, early = first, early_start(first.device)
     q, k, v, q_out = (x if x is not None else none for x in (q, k, v, q_out))
     norm_q = shape.q_norm if shape is not None else None
     norm_k = shape.k_norm if shape is not None else None
@@ -120,7 +120,7 @@ def _launch(
         RESTV=_pow2(dim_v), HEADS=per, PAGE=page, Q_NORM=norm_q is not None, K_NORM=norm_k is not None,
         OFFSET=shape is not None and shape.norm_offset != 0, INTERLEAVED=table is not None and table.interleaved,
         KIND=kind, SCALES=scaled, WRITE=cache is not None, WRITE_V=write_v, PACK_K=pack_k, PACK_V=pack_v,
-        num_warps=min(4, max(1, per * _pow2(dim) // 256)),
+        EARLY=bool(early), num_warps=min(4, max(1, per * _pow2(dim) // 256)), **early,
     )  # fmt: skip
 
 

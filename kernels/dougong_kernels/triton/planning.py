@@ -35,12 +35,17 @@ def _row_of(prefix, target, num_rows, STEPS: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["num_rows", "short", "groups", "programs", "min_units", "unit_tiles", "width"])
+@triton.jit(do_not_specialize=["num_rows", "short", "groups", "programs", "min_units", "half_below", "unit_tiles", "width",
+                               "extend_tokens", "keys"])
 def plan_kernel(cu_q, kv_len, table, head, prefix, tiles, starts, rows, items,
-                num_rows, short, groups, programs, min_units, unit_tiles, width,
-                QT_EXTEND: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+                num_rows, short, groups, programs, min_units, half_below, unit_tiles, width, extend_tokens, keys,
+                CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
                 STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of 1 to `short` queries go to the split kernel (one query tile each), longer ones to the extend kernel."""
+    """Rows of 1 to `short` queries go to the split kernel (one query tile each), longer ones to the extend kernel.
+
+    `keys` in a key tile, `extend_tokens` in a query tile of the extend kernel. With fewer than `half_below` units for
+    each program, half of the programs share them: merging twice as many parts would cost more than it hides.
+    """
     lane = tl.arange(0, BLOCK)
     units_before = 0
     tiles_before = 0
@@ -56,18 +61,21 @@ def plan_kernel(cu_q, kv_len, table, head, prefix, tiles, starts, rows, items,
         tl.store(rows + 3 * b + 1, q_len, mask=ok)
         tl.store(rows + 3 * b + 2, kv, mask=ok)
         lo, hi = visible_range(kv - q_len, kv - 1, kv, CAUSAL, WINDOW)
-        count = (hi + BLOCK_N - 1) // BLOCK_N - lo // BLOCK_N
+        count = (hi + keys - 1) // keys - lo // keys
         # A row that sees nothing still has its zeros to write.
         count = tl.maximum((count + unit_tiles - 1) // unit_tiles, 1) * groups
         units = tl.where((q_len > 0) & (q_len <= short), count, 0)
         units_after = tl.cumsum(units, 0) + units_before
         tl.store(prefix + b + 1, units_after, mask=ok)
-        q_tiles = tl.where(q_len > short, (q_len + QT_EXTEND - 1) // QT_EXTEND, 0)
+        q_tiles = tl.where(q_len > short, (q_len + extend_tokens - 1) // extend_tokens, 0)
         tiles_after = tl.cumsum(q_tiles, 0) + tiles_before
         tl.store(tiles + b + 1, tiles_after, mask=ok)
         units_before += tl.sum(units, 0)
         tiles_before += tl.sum(q_tiles, 0)
-    share = tl.maximum((units_before + programs - 1) // programs, min_units)
+    share = (units_before + programs - 1) // programs
+    if share < half_below:
+        share = (2 * units_before + programs - 1) // programs
+    share = tl.maximum(share, min_units)
     tl.store(head + SHARE, share.to(tl.int64))
     tl.store(head + TOTAL, units_before.to(tl.int64))
     tl.store(head + ITEMS, tiles_before.to(tl.int64))

@@ -3,11 +3,15 @@
 import triton
 import triton.language as tl
 
+from dougong_kernels.triton.early import wait_for_inputs
+
 
 @triton.jit(do_not_specialize=["eps", "offset"])
 def rms_norm_kernel(x, residual, y, total, weight, eps, offset, stride_x, stride_r, stride_y, stride_t,
-                    E: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr):
+                    E: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, OFFSET: tl.constexpr,
+                    EARLY: tl.constexpr):
     """One program per row. ADD: x + residual is rounded, stored in `total` (which may be `residual`) and normed."""
+    wait_for_inputs(EARLY)
     dtype: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
@@ -28,8 +32,10 @@ def rms_norm_kernel(x, residual, y, total, weight, eps, offset, stride_x, stride
 
 
 @triton.jit
-def gated_kernel(gate_up, out, stride_g, I: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def gated_kernel(gate_up, out, stride_g, I: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr,
+                 EARLY: tl.constexpr):
     """act(gate) * up. Grid (rows, ceil(I / BLOCK)); the output [rows, I] is contiguous."""
+    wait_for_inputs(EARLY)
     dtype: tl.constexpr = gate_up.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from dougong_kernels.triton.early import wait_for_inputs
 from dougong_kernels.triton.tiles import place_in_plane
 
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it to |x| < 2**22 leaves x rounded to an integer, ties to even
@@ -107,11 +108,12 @@ def rotate_write_kernel(q, k, v, q_out, k_cache, v_cache, slots, positions, cos_
                         HALF: tl.constexpr, REST: tl.constexpr, RESTV: tl.constexpr, HEADS: tl.constexpr,
                         PAGE: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, OFFSET: tl.constexpr,
                         INTERLEAVED: tl.constexpr, KIND: tl.constexpr, SCALES: tl.constexpr, WRITE: tl.constexpr,
-                        WRITE_V: tl.constexpr, PACK_K: tl.constexpr, PACK_V: tl.constexpr):
+                        WRITE_V: tl.constexpr, PACK_K: tl.constexpr, PACK_V: tl.constexpr, EARLY: tl.constexpr):
     """Grid (tokens, ceil(H/HEADS) + (WRITE ? ceil(K/HEADS) : 0) + (WRITE_V ? ceil(K/HEADS) : 0)).
 
     Query blocks norm and rotate q into q_out (which may be q); key blocks do so into the cache; value blocks copy.
     """
+    wait_for_inputs(EARLY)
     QB: tl.constexpr = (H + HEADS - 1) // HEADS
     KB: tl.constexpr = (K + HEADS - 1) // HEADS
     t = tl.program_id(0).to(tl.int64)

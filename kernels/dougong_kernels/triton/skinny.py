@@ -8,6 +8,8 @@ gated activation, recomputed by every program: x is some kilobytes out of L2, a 
 import triton
 import triton.language as tl
 
+from dougong_kernels.triton.early import wait_for_inputs
+
 NONE = tl.constexpr(0)
 NORM = tl.constexpr(1)
 SILU = tl.constexpr(2)
@@ -25,8 +27,9 @@ def _activate(gate, GELU_TANH: tl.constexpr):
 @triton.jit(do_not_specialize=["O", "eps", "offset"])
 def gemv_kernel(x, w, bias, residual, norm, y, O, eps, offset, stride_x, stride_w, stride_r, stride_y,
                 I: tl.constexpr, M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PROLOGUE: tl.constexpr,
-                OFFSET: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
+                OFFSET: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr):
     """Grid: ceil(O / BLOCK_O). With BLOCK_I >= I there is one chunk: W's loads are issued before x's are awaited."""
+    wait_for_inputs(EARLY)
     dtype: tl.constexpr = x.dtype.element_ty
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     o_ok = o < O

@@ -10,6 +10,7 @@ counted from the row's start: a row is then cut the same way whatever shares its
 import triton
 import triton.language as tl
 
+from dougong_kernels.triton.early import wait_for_inputs
 from dougong_kernels.triton.planning import SHARE, TABLE, TOTAL, WIDTH
 from dougong_kernels.triton.tiles import LOG2E, attend, finish, load_q, visible_range
 
@@ -58,13 +59,14 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
                  SINKS: tl.constexpr, SCALES: tl.constexpr, LSE: tl.constexpr, FP8: tl.constexpr,
                  UPCAST: tl.constexpr, LATENT: tl.constexpr, SAME: tl.constexpr, FIXED: tl.constexpr,
                  PACK_K: tl.constexpr, PACK_V: tl.constexpr,
-                 AT_ONCE: tl.constexpr, STAGES: tl.constexpr):
+                 AT_ONCE: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr):
     """One program of the persistent grid. G: query heads per kv head, GB of them in a tile, HPT kv heads in a tile."""
     PER: tl.constexpr = GB * HPT
     ROWS: tl.constexpr = QT * PER
     PIECES: tl.constexpr = (G + GB - 1) // GB
     GROUPS: tl.constexpr = (K // HPT) * PIECES
     p = tl.program_id(0)
+    wait_for_inputs(EARLY)
     share = tl.load(head + SHARE).to(tl.int32)
     total = tl.load(head + TOTAL).to(tl.int32)
     row = tl.load(starts + p)

@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--disable-cuda-graph", action="store_true")
     parser.add_argument("--workloads", default="1:128:128,16:512:128,256:512:128")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=0.8, help="mem_fraction_static")
     parser.add_argument("--json")
     parser.add_argument("--compare", nargs=2)
     options = parser.parse_args()
@@ -39,7 +40,7 @@ def measure(options: Any) -> dict[str, Any]:
     engine = sglang.Engine(
         model_path=options.config_dir, load_format="dummy", skip_tokenizer_init=True, random_seed=0,
         attention_backend=options.attention_backend, disable_cuda_graph=options.disable_cuda_graph, page_size=16,
-        context_length=4096,
+        context_length=4096, mem_fraction_static=options.memory,
     )  # fmt: skip
     vocabulary = AutoConfig.from_pretrained(options.config_dir).get_text_config().vocab_size
     rows = []

@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--workloads", default="1:128:128,16:512:128,256:512:128")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=0.85, help="gpu_memory_utilization")
     parser.add_argument("--json")
     parser.add_argument("--compare", nargs=2)
     options = parser.parse_args()
@@ -39,7 +40,7 @@ def measure(options: Any) -> dict[str, Any]:
     llm = LLM(
         model=options.config_dir, load_format="dummy", skip_tokenizer_init=True, seed=0,
         attention_backend=options.attention_backend, enforce_eager=options.enforce_eager,
-        enable_prefix_caching=True, max_model_len=4096,
+        enable_prefix_caching=True, max_model_len=4096, gpu_memory_utilization=options.memory,
     )  # fmt: skip
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
     rows = []

@@ -19,6 +19,7 @@ from dougong.models.config import ModelConfig, torch_dtype
 from dougong.models.loading.cache import is_unpacked
 from dougong.models.loading.dummy import DummyWeights
 from dougong.models.loading.gguf_names import COMPLETE_CONFIGS
+from dougong.models.loading.plain_config import plain_config
 from dougong.models.loading.headless import named_as_with_head, without_head
 from dougong.models.loading.safetensors import SafetensorsWeights, find_safetensors
 from dougong.models.loading.source import ModelFiles, resolve_model
@@ -105,10 +106,11 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> ModelConfig
         raise ModelLoadError(f"cannot read {path}: {error}.") from error
     if not isinstance(content, dict) or not content.get("model_type"):
         raise ModelLoadError(f"{path} names no model_type; it is not a transformers config.")
+    plain = plain_config(content)
     if is_unpacked(folder) and content["model_type"] in COMPLETE_CONFIGS:
-        # Written by this package with every field that counts: transformers, whose configs take seconds to import,
-        # has nothing to add.
-        return ModelConfig.from_transformers(SimpleNamespace(**content), generation=_generation(folder))
+        plain = SimpleNamespace(**content)  # written by this package with every field that counts
+    if plain is not None:
+        return ModelConfig.from_transformers(plain, generation=_generation(folder))
     from transformers import AutoConfig
 
     try:

@@ -1,0 +1,28 @@
+"""Programmatic dependent launch, which NVIDIA has from Hopper on: a kernel is set up while the one before it still runs.
+
+A kernel launched so may begin early; it waits before it touches memory, and then lets the next one begin. As every
+kernel waits for the end of the one before it, whatever was enqueued earlier has ended too.
+"""
+
+import triton
+import triton.language as tl
+
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # a Triton of another vendor, or an older one: EARLY is never set there
+
+    @triton.jit
+    def gdc_wait():
+        pass
+
+    @triton.jit
+    def gdc_launch_dependents():
+        pass
+
+
+@triton.jit
+def wait_for_inputs(EARLY: tl.constexpr):
+    """First statement of a kernel that may be launched early."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
