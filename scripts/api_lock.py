@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import enum
+import functools
 import importlib
 import inspect
 import sys
@@ -69,7 +70,7 @@ def members(cls: type) -> Iterator[tuple[str, str]]:
             if name.startswith("_") or name in seen or name in fields or name in _GENERATED:
                 continue
             seen.add(name)
-            if isinstance(raw, property):
+            if isinstance(raw, (property, functools.cached_property)):
                 yield name, "property"
             elif isinstance(raw, (staticmethod, classmethod)):
                 yield name, f"{type(raw).__name__} {signature(raw.__func__)}"

@@ -162,7 +162,7 @@ def derive(facts: Mapping[str, Any]) -> Manifest:
         "dim": frozenset({"64", "128"}),
         "ratio": frozenset({"1", "4", "8"}),
         "feature": frozenset(features),
-        "cache": frozenset(),
+        "cache": frozenset({"strided"} & features),
         "op": None,
     }
     flags = {"kv_manager"}

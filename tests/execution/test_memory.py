@@ -76,6 +76,20 @@ def test_the_kernel_decides_layout_and_block_size(monkeypatch: pytest.MonkeyPatc
         form_groups([SPEC], backend, block_size=12)
 
 
+def test_a_block_size_that_no_kernel_takes_is_named_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what the last layout tried could not do besides; nor does the reference step in for it."""
+    _kernels(monkeypatch)
+    backend = host_backend()
+    _offer(backend, provider="wide", target="Wide", priority=5, layouts=("wide",))
+    (plain,) = form_groups([SPEC], backend)
+    assert plain.choice.spec.provider == "wide"
+    for provider in (None, "wide"):  # the plain layout would take 24: with the reference alone, or not with "wide"
+        with pytest.raises(ConfigError, match=r"block_size=24.*other sizes:\n.*layout wide.*nearest is 16$"):
+            form_groups([SPEC], backend, block_size=24, provider=provider)
+    (window,) = form_groups([WINDOW], backend, block_size=24)  # no kernel does it in any size
+    assert window.choice.is_reference
+
+
 def test_a_given_number_of_blocks_is_taken() -> None:
     specs, length = size_pools(groups(SPEC, WINDOW), demand(padding=9), EngineConfig(num_kv_blocks=20), _never)
     assert [(one.num_blocks, one.num_scratch_blocks, one.window) for one in specs] == [(20, 3, None), (20, 3, 8)]

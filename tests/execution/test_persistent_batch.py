@@ -194,6 +194,20 @@ def test_a_steady_decode_sends_nothing_but_what_changed() -> None:
     assert staged.batch.groups[0].slots.tolist() == [9 * 4 + 3]
 
 
+def test_a_graphs_bound_holds_for_every_replay_of_it() -> None:
+    """What a kernel bakes into a graph from ``max_kv_len`` stays right, however long the rows become."""
+    world = World(0, in_place=False)
+    one = request("a", [3, 4])
+    one.batch_index = 2
+    plan = StepPlan(0, [one], [1], [1], [True], 1, 1, True, admitted=[one], new_blocks=[(2, 0, 0, [9]), (2, 1, 0, [5])])
+    delta = world.reader.read(plan)
+    tables = [torch.zeros(4, width, dtype=torch.int32) for width in world.batch.widths]
+    assert [view.max_kv_len for view in world.batch.stage(delta).batch.groups] == [2, 2]
+    staged = world.batch.stage(delta, rows=4, tokens=4, tables=tables).batch
+    assert [view.max_kv_len for view in staged.groups] == [LEN, LEN]
+    assert all(view.block_table is table for view, table in zip(staged.groups, tables))
+
+
 def test_more_block_changes_than_the_buffer_holds() -> None:
     batch = PersistentBatch(
         groups()[:1], HostDevice(), max_rows=64, max_tokens=64, max_len=4000, num_scratch=(1,), in_place=False

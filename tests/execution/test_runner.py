@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from execution_harness import drive, full_logits, greedy_alone, make_runner, prompts, request
+from execution_harness import drive, full_logits, greedy_alone, host_backend, make_runner, prompts, request
 
-from dougong.errors import NumericalError
+from dougong.errors import ConfigError, KernelSelectionError, NumericalError
+from dougong.hal.selection import Candidate
+from dougong.plugins import ABI, KernelSpec
 
 COUNT = 10
 
@@ -52,6 +54,26 @@ def test_windows_and_full_attention_keep_to_their_own_blocks(gemma_folder: Path,
     for i, prompt in enumerate(given):
         assert len(got[f"r{i}"]) == 20
         assert got[f"r{i}"] == greedy_alone(runner.model, prompt, got[f"r{i}"])
+
+
+def test_a_provider_for_what_is_no_op_is_refused(llama_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kernel_providers names silu; ops are linear.*silu_mul"):
+        make_runner(llama_folder, kernel_providers={"silu": "cpu-native"})
+    with pytest.raises(ConfigError, match="attention_provider='mine'"):
+        make_runner(llama_folder, kernel_providers={"attention": "mine"})
+    with pytest.raises(KernelSelectionError, match=r"(?s)silu_mul.*provider 'mine' was asked for"):
+        make_runner(llama_folder, kernel_providers={"silu_mul": "mine"})
+
+
+def test_the_reference_is_not_taken_in_silence(llama_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_runner(llama_folder)
+    assert not caplog.records  # a backend without kernels
+    backend = host_backend()
+    spec = KernelSpec(op="attention", provider="mine", abi=ABI, target="mine:Mine", unavailable="the SDK is too old")
+    backend.candidates["attention"] = [Candidate("mine", spec)]
+    make_runner(llama_folder, backend=backend)
+    assert "torch reference, which is slow" in caplog.text
+    assert "the SDK is too old" in caplog.text
 
 
 def test_siblings_share_the_prompt_and_then_part(llama_folder: Path) -> None:

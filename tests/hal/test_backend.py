@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from dougong.errors import BackendNotFoundError, KernelSelectionError, PluginAnswerError
-from dougong.hal import NHD, AttentionQuery, AttentionSpec, LinearQuery, Refusal, find_backends, open_backend
+from dougong.hal import (
+    HND,
+    NHD,
+    X_PACKED,
+    AttentionQuery,
+    AttentionSpec,
+    KVLayout,
+    LinearQuery,
+    Multiple,
+    Refusal,
+    find_backends,
+    open_backend,
+)
 from dougong.hal.reference.attention import ReferenceAttention
 from dougong.hal.reference.ops import silu_mul
 from dougong.plugins import ABI, BackendSpec, KernelSpec, Probe, hookimpl, load_plugins
@@ -157,12 +170,62 @@ def test_batch_invariance_is_given_only_by_those_that_declare_it(targets: Any) -
         open_backend(plugins=plugins(Plugin(backend(), kernels=kernels[:1]))).choose_attention(asked)
 
 
+def test_a_cache_with_gaps_goes_to_those_that_declare_it(targets: Any) -> None:
+    class Careless(ReferenceAttention):
+        @classmethod
+        def supports(cls, query: AttentionQuery, device: Any) -> tuple[Refusal, ...]:
+            return (Refusal("too long", "64"),) if (query.max_kv_len or 0) > 64 else ()
+
+    targets.Careless, targets.Good = Careless, type("Good", (ReferenceAttention,), {})
+    kernels = (
+        kernel("attention", "Careless", "dense", priority=2),
+        kernel("attention", "Good", "any", priority=1, features=frozenset({"strided"})),
+    )
+    opened = open_backend(plugins=plugins(Plugin(backend(), kernels=kernels)))
+
+    def chosen(**more: Any) -> str:
+        return opened.choose_attention(replace(query(), **more)).spec.provider
+
+    assert chosen() == chosen(max_kv_len=64) == "dense"
+    assert chosen(max_kv_len=65) == chosen(strided=True) == "any"
+
+
+def test_kernels_are_offered_to_a_backend_by_its_name(targets: Any) -> None:
+    class Two(Plugin):
+        @hookimpl
+        def dougong_kernels(self, device: Any, backend: str) -> Any:  # type: ignore[override]
+            return self.kernels if backend == "b" else []
+
+    made = plugins(Two(backend("a"), backend("b"), kernels=(kernel("silu_mul", "PlainDevice", "own"),)))
+    assert "silu_mul" not in open_backend("a", plugins=made).candidates
+    assert [one.spec.provider for one in open_backend("b", plugins=made).candidates["silu_mul"]] == ["own"]
+
+
+def test_one_layout_comes_with_every_kernels_block_sizes(targets: Any) -> None:
+    big = KVLayout("nhd", block_sizes=Multiple(64), default_block=64)
+    targets.Big = type("Big", (ReferenceAttention,), {"layouts": (big,)})
+    targets.Any = type("Any", (ReferenceAttention,), {"layouts": (NHD, HND)})
+    targets.Absent = type("Absent", (ReferenceAttention,), {"layouts": (X_PACKED,)})
+    kernels = (
+        kernel("attention", "Any", "any", priority=1),
+        kernel("attention", "Big", "big", priority=2),
+        kernel("attention", "Absent", "absent", priority=3, unavailable="not here"),
+    )
+    assert open_backend(plugins=plugins(Plugin(backend(), kernels=kernels))).layouts() == [big, NHD, HND]
+    assert open_backend(plugins=plugins(Plugin(backend()))).layouts() == [NHD]
+
+
 def test_asking_for_one_provider_makes_its_refusal_an_error(targets: Any) -> None:
     targets.Good = type("Good", (ReferenceAttention,), {})
     opened = open_backend(plugins=plugins(Plugin(backend(), kernels=(kernel("attention", "Good", "good"),))))
     assert opened.choose_attention(query(), provider="good").spec.provider == "good"
     with pytest.raises(KernelSelectionError, match="lacks softcap"):
         opened.choose_attention(query(softcap=1.0), provider="good")
+    with pytest.raises(KernelSelectionError) as error:
+        opened.choose_attention(query(softcap=1.0), provider="good")
+    assert "torch reference" not in str(error.value)  # nobody asked for it
+    with pytest.raises(KernelSelectionError, match=r"(?s)good.*'best' was asked for"):
+        opened.choose_attention(query(), provider="best")
 
 
 def test_a_plugin_may_choose_among_those_that_can(targets: Any) -> None:
@@ -194,6 +257,10 @@ def test_functions_are_chosen_too_and_may_refuse_a_device(targets: Any) -> None:
     assert table.silu_mul is fast
     assert ("needs a newer card") in {reason for _, reason in table.choices["silu_mul"].refused}
     assert table.choices["rope"].spec.provider == "torch reference"
+    table = open_backend(plugins=plugins(Plugin(backend(), kernels=kernels))).op_table(
+        torch.float32, providers={"silu_mul": "torch reference"}
+    )
+    assert table.silu_mul is silu_mul
 
 
 def test_the_reference_serves_every_linear_format(targets: Any) -> None:

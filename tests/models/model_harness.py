@@ -24,7 +24,7 @@ from dougong.hal import (
 )
 from dougong.hal.batch import GroupView
 from dougong.models import CausalLM, StepContext
-from dougong.plugins import BackendSpec, hookimpl, load_plugins
+from dougong.plugins import ABI, BackendSpec, hookimpl, load_plugins
 
 
 class HostDevice(Device):
@@ -43,7 +43,7 @@ class HostDevice(Device):
 class HostPlugin:
     @hookimpl
     def dougong_backends(self) -> list[BackendSpec]:
-        return [BackendSpec(name="testhost", abi=(0, 1), target="dougong_models_testhost:HostDevice")]
+        return [BackendSpec(name="testhost", abi=ABI, target="dougong_models_testhost:HostDevice")]
 
 
 def host_backend() -> Backend:

@@ -25,7 +25,7 @@ from dougong.hal import (
 from dougong_ascend.graphs import AscendGraph
 from dougong_ascend.layouts import HND_PAGED, NHD_PAGED
 from dougong_ascend.limits import MOST_KEYS, fused_refusals, gathered_refusals
-from dougong_ascend.plans import FusedPlan, GatheredPlan, RowCall, dead_queries
+from dougong_ascend.plans import FusedPlan, GatheredPlan, RowCall
 from dougong_ascend.sdk import FusedCall, fused_version
 from dougong_ascend.store import check_planes, store_scaled
 
@@ -64,7 +64,6 @@ class FusedAttention(AttentionKernel):
         self._version = fused_version()
         self._int8 = spec.kv_dtype == torch.int8
         self._one = torch.ones(1, dtype=spec.dtype, device=device.torch_device)
-        self._scales: dict[int, tuple[LayerArgs, float, float]] = {}
         self._heads_out = group.layout.name == "hnd"
         self._heads_first = True  # where the operator leaves a choice
         self._mask = causal_mask(device.torch_device)
@@ -100,36 +99,28 @@ class FusedAttention(AttentionKernel):
         if lse is None and self.spec.sinks:
             lse = torch.empty(out.shape[:2], dtype=torch.float32, device=out.device)
         graph = AscendGraph.capturing()
-        k_scale, v_scale = self._scales_of(layer)
+        k_scale, v_scale = layer.host_scales if self._int8 else (1.0, 1.0)
         scale = self.spec.scale * k_scale
         if isinstance(kv, RaggedKV):
-            self._run_ragged(plan, q, kv, out, lse)
-            dead = self._dead_ragged(plan, kv)
+            marks = plan.batch.blind(self.spec, kv.host_cu_k[1:] - kv.host_cu_k[:-1])
+            self._run_ragged(plan, q, kv, marks, out, lse)
+            blind = marks[:, None].to(out.device) if bool(marks.any()) else None
         else:
             keys = self._paged_planes(kv)
             for call in plan.calls:
                 if graph is not None and call.start:
                     raise EngineError("a graph of this kernel holds decodes only; run other batches without one")
                 self._call(call, q, kv, keys, scale, out, lse, graph)
-            dead = plan.dead[: out.shape[0]] if plan.any_dead or graph is not None else None
-        if dead is not None:
-            out.masked_fill_(dead[..., None], 0)
+            blind = plan.blind[: out.shape[0]] if plan.any_blind or graph is not None else None
+        if blind is not None:
+            out.masked_fill_(blind[..., None], 0)
             if lse is not None:
-                lse.masked_fill_(dead, -torch.inf)
+                lse.masked_fill_(blind, -torch.inf)
         if v_scale != 1.0:
             out.mul_(v_scale)
         if self.spec.sinks:
             assert lse is not None and layer.sinks is not None
             out.copy_(out.float() * torch.sigmoid(lse - layer.sinks)[..., None])
-
-    def _scales_of(self, layer: LayerArgs) -> tuple[float, float]:
-        """An int8 cache's scales as numbers of the host; read from the device once per layer, before any capture."""
-        if not self._int8:
-            return 1.0, 1.0
-        known = self._scales.get(id(layer))
-        if known is None or known[0] is not layer:
-            known = self._scales[id(layer)] = (layer, float(layer.k_scale), float(layer.v_scale))
-        return known[1:]
 
     def update_graph(self, graph: Graph, plan: Plan) -> None:
         assert isinstance(graph, AscendGraph) and isinstance(plan, FusedPlan)
@@ -228,13 +219,20 @@ class FusedAttention(AttentionKernel):
         else:
             return {}
         # Bit 1: a query whose whole row is masked is set right by the operator, at some cost.
-        return {**found, "atten_mask": self._mask, "inner_precise": 2 if call.dead else 0}
+        return {**found, "atten_mask": self._mask, "inner_precise": 2 if call.blind else 0}
 
     # -- K and V without a cache ------------------------------------------------------------------------------
 
     def _run_ragged(
-        self, plan: FusedPlan, q: torch.Tensor, kv: RaggedKV, out: torch.Tensor, lse: torch.Tensor | None
+        self,
+        plan: FusedPlan,
+        q: torch.Tensor,
+        kv: RaggedKV,
+        blind: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor | None,
     ) -> None:
+        """``blind`` [T] bool on the host: queries that see nothing."""
         cu_q, cu_k = plan.batch.host_cu_q.tolist(), kv.host_cu_k.tolist()
         for row in range(plan.batch.num_rows):
             queries, keys = cu_q[row + 1] - cu_q[row], cu_k[row + 1] - cu_k[row]
@@ -245,19 +243,10 @@ class FusedAttention(AttentionKernel):
                 begin = max(0, keys - self.spec.window)
             rows = slice(cu_k[row] + begin, cu_k[row + 1])
             call = RowCall(cu_q[row], cu_q[row + 1], 1, queries, [keys - begin])
-            call.dead = dead_queries(self.spec, queries, keys) > 0
+            call.blind = bool(blind[call.start : call.stop].any())
             key, value = kv.k[rows].contiguous()[None], kv.v[rows].contiguous()[None]
             arguments = {"actual_seq_lengths_kv": call.kv_lens, "scale": self.spec.scale}
             self._fused(call, q, key, value, arguments, out, lse, None)
-
-    def _dead_ragged(self, plan: FusedPlan, kv: RaggedKV) -> torch.Tensor | None:
-        """[T, 1] bool: queries that see nothing; None if all see something."""
-        cu_q, cu_k = plan.batch.host_cu_q.tolist(), kv.host_cu_k.tolist()
-        marks = torch.zeros(plan.batch.num_tokens, 1, dtype=torch.bool)
-        for row in range(plan.batch.num_rows):
-            count = dead_queries(self.spec, cu_q[row + 1] - cu_q[row], cu_k[row + 1] - cu_k[row])
-            marks[cu_q[row] : cu_q[row] + count] = True
-        return marks.to(self.device.torch_device) if bool(marks.any()) else None
 
 
 class GatheredAttention(FusedAttention):

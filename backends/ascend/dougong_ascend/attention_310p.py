@@ -27,11 +27,11 @@ _MOST_ROWS = 2048
 
 
 class _QueryPlan(Plan):
-    """``table`` [T, W] int32 and ``lengths`` [T] int32 on the host: what each query sees. ``dead`` [T, 1] bool."""
+    """``table`` [T, W] int32 and ``lengths`` [T] int32 on the host: what each query sees. ``blind`` [T, 1] bool."""
 
     table: torch.Tensor
     lengths: torch.Tensor
-    dead: torch.Tensor | None
+    blind: torch.Tensor | None
 
 
 class PagedAttention310P(AttentionKernel):
@@ -53,7 +53,7 @@ class PagedAttention310P(AttentionKernel):
         assert isinstance(into, _QueryPlan)
         into.batch = batch
         view = batch.groups[self.group.index]
-        kv_lens, cu_q = host_lengths(view), batch.host_cu_q.tolist()
+        kv_lens, cu_q = host_lengths(view).tolist(), batch.host_cu_q.tolist()
         rows: list[int] = []
         lengths: list[int] = []
         for row in range(batch.num_rows):
@@ -62,7 +62,7 @@ class PagedAttention310P(AttentionKernel):
             before = kv_lens[row] - queries
             lengths += [before + place + 1 if self.spec.causal else kv_lens[row] for place in range(queries)]
         seen = torch.tensor(lengths, dtype=torch.int32)
-        into.dead = (seen <= 0)[:, None].to(self.device.torch_device) if min(lengths, default=1) <= 0 else None
+        into.blind = (seen <= 0)[:, None].to(self.device.torch_device) if min(lengths, default=1) <= 0 else None
         into.lengths = seen.clamp_(min=1)  # a query that sees nothing is given a key, and its answer replaced
         index = torch.tensor(rows, dtype=torch.int64, device=self.device.torch_device)
         # Garbage behind the last block may be any number: 0 stands there instead.
@@ -92,8 +92,8 @@ class PagedAttention310P(AttentionKernel):
             )  # fmt: skip
         if answer is not out:
             out.copy_(answer)
-        if plan.dead is not None:
-            out.masked_fill_(plan.dead[..., None], 0)
+        if plan.blind is not None:
+            out.masked_fill_(plan.blind[..., None], 0)
 
     def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         store(cache, k, v, slots)

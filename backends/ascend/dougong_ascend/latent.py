@@ -11,7 +11,7 @@ from dougong_ascend.attention import FusedAttention
 from dougong_ascend.graphs import AscendGraph
 from dougong_ascend.layouts import LATENT, LATENT_NZ
 from dougong_ascend.limits import latent_refusals
-from dougong_ascend.plans import FusedPlan, RowCall, dead_queries
+from dougong_ascend.plans import FusedPlan, RowCall
 from dougong_ascend.store import check_planes
 
 __all__ = ["LatentAttention", "TiledLatentAttention"]
@@ -48,7 +48,7 @@ class LatentPlan(FusedPlan):
             if rows:
                 call = RowCall(start + begin, start + begin + rows * size, rows, size, lengths)
                 call.table = table.expand(rows, -1).contiguous()
-                call.dead = any(dead_queries(self._spec, size, length) for length in lengths)
+                call.blind = self._any_blind(call)
                 found.append(call)
         return found
 

@@ -50,6 +50,8 @@ def gathered_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
 def _paged_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
     spec, block = query.spec, query.block_size
     found = list(_common(query, (torch.bfloat16, torch.float16), int8=not query.ragged))
+    if (query.max_kv_len or 0) > MOST_KEYS:
+        found.append(Refusal(f"{query.max_kv_len} keys under one query: at most {MOST_KEYS}", str(MOST_KEYS)))
     if spec.latent:
         found.append(Refusal("a latent cache keeps its parts in planes of their own", f"layout {LATENT.name}"))
         return tuple(found)

@@ -14,7 +14,7 @@ import torch
 from dougong.errors import EngineError
 from dougong.hal import AttentionSpec, BatchView, GroupView, KVGroup, Limits, Plan
 
-__all__ = ["FusedPlan", "GatheredPlan", "RowCall", "dead_queries", "host_lengths"]
+__all__ = ["FusedPlan", "GatheredPlan", "RowCall", "host_lengths"]
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class RowCall:
 
     ``table`` [rows, W'] int32 where the call pages; ``slots`` [S] int64 where it reads gathered keys instead.
     ``kv_lens`` by row, counted from the table's first block. ``mask`` [rows, 1, 1, S] bool, True where a single query
-    must not look. ``dead``: some of its queries see nothing.
+    must not look. ``blind``: some of its queries see nothing.
     """
 
     start: int
@@ -34,24 +34,12 @@ class RowCall:
     table: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     mask: torch.Tensor | None = None
-    dead: bool = False
+    blind: bool = False
 
 
-def host_lengths(view: GroupView) -> list[int]:
-    """kv_len on the host; asks the device where the batch does not know it."""
-    lengths = view.kv_len if view.host_kv_len is None else view.host_kv_len
-    return lengths.tolist()  # type: ignore[no-any-return]
-
-
-def dead_queries(spec: AttentionSpec, queries: int, kv_len: int) -> int:
-    """How many of a row's queries, from its first on, see nothing."""
-    if kv_len == 0:
-        return queries
-    if spec.causal:
-        return min(queries, max(0, queries - kv_len))
-    if spec.window is not None:  # the query at position p sees keys above p - window and below p + window
-        return min(queries, max(0, queries - kv_len - spec.window + 1))
-    return 0
+def host_lengths(view: GroupView) -> torch.Tensor:
+    """kv_len [B] on the host; asks the device where the batch does not know it."""
+    return view.kv_len.cpu() if view.host_kv_len is None else view.host_kv_len
 
 
 class FusedPlan(Plan):
@@ -70,21 +58,24 @@ class FusedPlan(Plan):
         self._mask = None
         if spec.window is not None:
             self._mask = torch.zeros(rows, 1, 1, width * self._block, dtype=torch.bool, device=device)
-        self.dead = torch.zeros(limits.max_tokens, 1, dtype=torch.bool, device=device)
+        self.blind = torch.zeros(limits.max_tokens, 1, dtype=torch.bool, device=device)
         """[tokens, 1]: queries that see nothing."""
-        self.any_dead = False
+        self.any_blind = False
+        self._marks = torch.zeros(0, dtype=torch.bool)
         self.calls: list[RowCall] = []
 
     def fill(self, batch: BatchView) -> None:
         """Work out the calls of ``batch``."""
         self.batch = batch
         view = batch.groups[self._index]
-        kv_lens, cu_q = host_lengths(view), batch.host_cu_q.tolist()
-        if batch.num_rows > self._table.shape[0] or batch.num_tokens > self.dead.shape[0]:
+        lengths = host_lengths(view)
+        kv_lens, cu_q = lengths.tolist(), batch.host_cu_q.tolist()
+        if batch.num_rows > self._table.shape[0] or batch.num_tokens > self.blind.shape[0]:
             raise EngineError(
                 f"a batch of {batch.num_rows} rows and {batch.num_tokens} tokens; this kernel was made for "
-                f"{self._table.shape[0]} rows and {self.dead.shape[0]} tokens. Raise its Limits."
+                f"{self._table.shape[0]} rows and {self.blind.shape[0]} tokens. Raise its Limits."
             )
+        self._mark_blind(batch.blind(self._spec, lengths))
         self.calls = []
         row = batch.num_decode_rows if self._pages(1) else 0
         if row:
@@ -99,7 +90,6 @@ class FusedPlan(Plan):
             ):
                 row += 1
             self.calls += self._others(view, kv_lens, cu_q, first, row)
-        self._mark_dead(batch, kv_lens, cu_q)
 
     def _pages(self, queries: int) -> bool:
         """Whether the operator reads blocks of this size: any multiple of 16 under one query, of 128 under more, and
@@ -128,7 +118,7 @@ class FusedPlan(Plan):
     def _others(self, view: GroupView, kv_lens: list[int], cu_q: list[int], first: int, last: int) -> list[RowCall]:
         rows, queries = last - first, cu_q[first + 1] - cu_q[first]
         call = RowCall(cu_q[first], cu_q[last], rows, queries, kv_lens[first:last])
-        call.dead = any(dead_queries(self._spec, queries, kv_len) for kv_len in call.kv_lens)
+        call.blind = self._any_blind(call)
         lengths = view.kv_len[first:last]
         table = view.block_table[first:last]
         if self._pages(queries):
@@ -170,19 +160,15 @@ class FusedPlan(Plan):
         hidden = places[None] < (lengths - window - first * size)[:, None]
         return torch.where(used, picked, 0), hidden[:, None, None, :], host
 
-    def _mark_dead(self, batch: BatchView, kv_lens: list[int], cu_q: list[int]) -> None:
-        """Mark queries that see nothing. A captured graph reads the marks, so decodes always have theirs."""
-        found = []
-        for row, kv_len in enumerate(kv_lens[: batch.num_rows]):
-            count = dead_queries(self._spec, cu_q[row + 1] - cu_q[row], kv_len)
-            if count:
-                found.append((cu_q[row], cu_q[row] + count))
-        if found or self.any_dead:
-            marks = torch.zeros(batch.num_tokens, 1, dtype=torch.bool)
-            for begin, end in found:
-                marks[begin:end] = True
-            self.dead[: batch.num_tokens].copy_(marks)
-        self.any_dead = bool(found)
+    def _mark_blind(self, marks: torch.Tensor) -> None:
+        """Keep ``marks`` [T], of queries that see nothing. A captured graph reads them."""
+        found = bool(marks.any())
+        if found or self.any_blind:
+            self.blind[: len(marks)].copy_(marks[:, None])
+        self.any_blind, self._marks = found, marks
+
+    def _any_blind(self, call: RowCall) -> bool:
+        return self.any_blind and bool(self._marks[call.start : call.stop].any())
 
 
 class GatheredPlan(FusedPlan):

@@ -50,6 +50,12 @@ def test_what_it_does_not(changes: dict[str, Any], reason: str, nearest: str) ->
     assert any(reason in one.reason and nearest in one.nearest for one in refusals), refusals
 
 
+def test_the_longest_row() -> None:
+    assert ask(fused_refusals, SPEC, NHD_PAGED, max_kv_len=262144) == ()
+    (refusal,) = ask(fused_refusals, SPEC, NHD_PAGED, max_kv_len=262145)
+    assert "262145 keys" in refusal.reason and refusal.nearest == "262144"
+
+
 def test_int8_caches() -> None:
     spec = replace(SPEC, kv_dtype=torch.int8)
     assert ask(fused_refusals, spec, NHD_PAGED, 32) == () == ask(gathered_refusals, spec, NHD_PAGED, 16)

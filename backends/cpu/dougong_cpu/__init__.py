@@ -19,8 +19,11 @@ __version__ = "0.1.0"
 
 _FLOATS = frozenset({"float32", "bfloat16", "float16"})
 _ATTENTION = frozenset(
-    {"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "kv_int8", "kv_fp8_e4m3", "ragged", "latent"}
-)
+    {
+        "window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "latent", "ragged", "strided", "kv_int8",
+        "kv_fp8_e4m3",
+    }
+)  # fmt: skip
 _OPS = ("rms_norm", "add_rms_norm", "silu_mul", "gelu_tanh_mul", "rope", "qk_norm_rope_write", "argmax")
 
 
@@ -41,8 +44,8 @@ def dougong_backends() -> Iterable[BackendSpec]:
 
 
 @hookimpl
-def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
-    if device.type != "cpu":
+def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec]:
+    if backend != "cpu":
         return
     from dougong_cpu.library import unavailable_reason
 

@@ -127,7 +127,7 @@ def write_struct(spec: AttentionSpec, args: LayerArgs, cache: LayerCache, keep: 
 class CpuAttention(AttentionKernel):
     """Every feature of the contract over plain layouts of any strides; results do not depend on the batch."""
 
-    layouts: tuple[KVLayout, ...] = (NHD, HND)
+    layouts = (NHD, HND)
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:

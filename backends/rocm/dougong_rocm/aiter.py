@@ -60,10 +60,11 @@ def sdk() -> Any:
 
 
 class AiterPlan(Plan):
-    """One step. ``empty`` [rows, 1, 1] bool marks decodes that see nothing; ``dense`` holds the keys of other rows."""
+    """One step. ``blind`` [tokens, 1, 1] bool marks queries that see nothing; ``dense`` holds the keys of rows that are
+    no decodes."""
 
-    def __init__(self, max_rows: int, device: torch.device) -> None:
-        self.empty = torch.zeros(max_rows, 1, 1, dtype=torch.bool, device=device)
+    def __init__(self, max_tokens: int, device: torch.device) -> None:
+        self.blind = torch.zeros(max_tokens, 1, 1, dtype=torch.bool, device=device)
         self.decodes = 0
         self.dense: DenseKeys | None = None
 
@@ -89,13 +90,13 @@ class AiterAttention(AttentionKernel):
         return tuple(found)
 
     def new_plan(self) -> AiterPlan:
-        return AiterPlan(self.limits.max_rows, self.device.torch_device)
+        return AiterPlan(self.limits.max_tokens, self.device.torch_device)
 
     def plan(self, batch: BatchView, into: Plan) -> None:
         assert isinstance(into, AiterPlan)
         into.batch, into.decodes = batch, batch.num_decode_rows
         view = batch.groups[self.group.index]
-        torch.eq(view.kv_len[: into.decodes, None, None], 0, out=into.empty[: into.decodes])
+        into.blind[: batch.num_tokens].copy_(batch.blind(self.spec, view.kv_len)[:, None, None])
         into.dense = dense_keys(batch, view, self.group.kernel_block, into.decodes)
 
     def run(
@@ -113,6 +114,7 @@ class AiterAttention(AttentionKernel):
         if isinstance(kv, RaggedKV):
             max_k = int((kv.host_cu_k[1:] - kv.host_cu_k[:-1]).max()) if batch.num_rows else 0
             self._varlen(q, kv.k, kv.v, batch.cu_q, kv.cu_k, batch.max_q_len, max_k, out)
+            out.masked_fill_(batch.blind(self.spec, kv.cu_k[1:] - kv.cu_k[:-1])[:, None, None], 0)
             return
         if plan.decodes:
             self._paged(plan, q[: plan.decodes], kv, out[: plan.decodes])
@@ -121,15 +123,14 @@ class AiterAttention(AttentionKernel):
             k, v = kv.read(dense.slots)
             start = plan.decodes
             self._varlen(q[start:], k, v, dense.cu_q, dense.cu_k, dense.max_q, dense.max_k, out[start:])
+        out.masked_fill_(plan.blind[: out.shape[0]], 0)
 
     def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         write(layer, k, v, cache, slots)
 
     def _paged(self, plan: AiterPlan, q: torch.Tensor, kv: LayerCache, out: torch.Tensor) -> None:
         view, spec, rows = plan.batch.groups[self.group.index], self.spec, plan.decodes
-        # A captured call keeps its bound: it must hold for every later replay.
-        capturing = out.is_cuda and torch.cuda.is_current_stream_capturing()
-        longest = self.limits.max_kv_len if capturing else max(1, view.max_kv_len)
+        longest = max(1, view.max_kv_len)
         parts = -(-longest // _PARTITION)
         size = rows * spec.num_heads * parts * (spec.head_dim * q.itemsize + 8)
         if self._workspace.numel() < size:
@@ -142,7 +143,6 @@ class AiterAttention(AttentionKernel):
         )  # fmt: skip
         if answer is not out:
             out.copy_(answer)
-        out.masked_fill_(plan.empty[:rows], 0)
 
     def _varlen(
         self,

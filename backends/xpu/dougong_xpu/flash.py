@@ -9,7 +9,6 @@ import torch
 from dougong.hal import (
     AttentionQuery,
     AttentionSpec,
-    BatchView,
     Device,
     KVGroup,
     LayerArgs,
@@ -27,16 +26,11 @@ __all__ = ["SglAttention", "VllmAttention"]
 
 
 class _Flash(BlindAttention):
-    """What both libraries' kernels share: the window, the bound on lengths."""
+    """What both libraries' kernels share: the window."""
 
     def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: Device) -> None:
         super().__init__(spec, group, limits, device)
         self._window = (-1, -1) if spec.window is None else (spec.window - 1, 0)
-
-    def _longest(self, bound: int) -> int:
-        # A captured call keeps its bound: it must hold for every later replay.
-        capturing = self.device.graphs is not None and self.device.module.is_current_stream_capturing()
-        return self.limits.max_kv_len if capturing else max(1, bound)
 
 
 class VllmAttention(_Flash):
@@ -74,10 +68,11 @@ class VllmAttention(_Flash):
         if isinstance(kv, RaggedKV):
             longest = int((kv.host_cu_k[1:] - kv.host_cu_k[:-1]).max())
             options["cu_seqlens_k"] = kv.cu_k
-            blind = _blind_ragged(batch, kv, self.spec.causal)
+            marks = batch.blind(self.spec, kv.host_cu_k[1:] - kv.host_cu_k[:-1])
+            blind = marks[:, None, None].to(out.device)
         else:
             view = batch.groups[self.group.index]
-            longest = self._longest(view.max_kv_len)
+            longest = view.max_kv_len
             options |= {
                 "seqused_k": head(view.kv_len, batch.num_rows),
                 "block_table": head(view.block_table, batch.num_rows),
@@ -139,22 +134,10 @@ class SglAttention(_Flash):
         self._attend(
             q, kv.k, kv.v, cache_seqlens=head(view.kv_len, rows), page_table=head(view.block_table, rows),
             cu_seqlens_q=head(batch.cu_q, rows + 1), max_seqlen_q=max(1, batch.max_q_len),
-            max_seqlen_k=self._longest(view.max_kv_len), softmax_scale=self.spec.scale, causal=self.spec.causal,
+            max_seqlen_k=max(1, view.max_kv_len), softmax_scale=self.spec.scale, causal=self.spec.causal,
             window_size=self._window, out=out,
         )  # fmt: skip
         out.masked_fill_(head(plan.blind, batch.num_tokens), 0)
 
     def write(self, layer: LayerArgs, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> None:
         self._write(layer, k, v, cache, slots)
-
-
-def _blind_ragged(batch: BatchView, kv: RaggedKV, causal: bool) -> torch.Tensor:
-    """[T, 1, 1] bool: queries that see none of their row's keys."""
-    queries = batch.host_cu_q[1 : batch.num_rows + 1] - batch.host_cu_q[: batch.num_rows]
-    keys = kv.host_cu_k[1:] - kv.host_cu_k[:-1]
-    row = torch.repeat_interleave(torch.arange(batch.num_rows), queries)
-    place = torch.arange(batch.num_tokens) - batch.host_cu_q[row]
-    blind = keys[row] == 0
-    if causal:
-        blind |= keys[row] - queries[row] + place < 0
-    return blind[:, None, None].to(kv.k.device)

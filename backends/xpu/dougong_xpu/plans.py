@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from dougong.hal import AttentionKernel, AttentionSpec, BatchView, GroupView, LayerArgs, LayerCache, Limits, Plan
+from dougong.hal import AttentionKernel, BatchView, LayerArgs, LayerCache, Limits, Plan
 from dougong_kernels.ops.write import write as triton_write
 from dougong_kernels.target import available
 
@@ -23,39 +23,21 @@ class BlindPlan(Plan):
     """``blind`` [tokens, 1, 1] bool: queries that see nothing, whose answer the operators leave open. It is worked out
     on the device, so that it stays right in a captured graph."""
 
-    def __init__(self, spec: AttentionSpec, limits: Limits, device: torch.device) -> None:
-        self._causal = spec.causal
+    def __init__(self, limits: Limits, device: torch.device) -> None:
         self.blind = torch.zeros(limits.max_tokens, 1, 1, dtype=torch.bool, device=device)
-
-    def fill(self, batch: BatchView, view: GroupView) -> None:
-        self.batch = batch
-        tokens, rows = batch.num_tokens, batch.num_rows
-        if not tokens:
-            return
-        kv_len = view.kv_len[:rows]
-        if batch.max_q_len <= 1 and tokens == rows:
-            blind = kv_len == 0
-        else:
-            counts = batch.cu_q[1 : rows + 1] - batch.cu_q[:rows]
-            index = torch.arange(rows, device=kv_len.device)
-            row = torch.repeat_interleave(index, counts, output_size=tokens)
-            length = kv_len[row]
-            blind = length == 0
-            if self._causal:
-                place = torch.arange(tokens, device=kv_len.device) - batch.cu_q[row]
-                blind |= length - counts[row] + place < 0
-        self.blind[:tokens].copy_(blind[:, None, None])
 
 
 class BlindAttention(AttentionKernel):
     """A kernel whose only plan is which queries see nothing."""
 
     def new_plan(self) -> BlindPlan:
-        return BlindPlan(self.spec, self.limits, self.device.torch_device)
+        return BlindPlan(self.limits, self.device.torch_device)
 
     def plan(self, batch: BatchView, into: Plan) -> None:
         assert isinstance(into, BlindPlan)
-        into.fill(batch, batch.groups[self.group.index])
+        into.batch = batch
+        blind = batch.blind(self.spec, batch.groups[self.group.index].kv_len)
+        into.blind[: batch.num_tokens].copy_(blind[:, None, None])
 
 
 def portable_write(device: torch.device) -> Callable[..., None]:

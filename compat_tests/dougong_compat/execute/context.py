@@ -58,7 +58,9 @@ class Context:
         for op, candidates in backend.candidates.items():
             backend.candidates[op] = [one for one in candidates if one.plugin in own]
         backend.plugins = OwnPlugins(backend.plugins.manager, backend.plugins.loaded, own, backend.candidates)
-        self.layouts: dict[str, KVLayout] = {layout.name: layout for layout in backend.layouts()}
+        self.layouts: dict[str, KVLayout] = {}
+        for layout in backend.layouts():
+            self.layouts.setdefault(layout.name, layout)
         self._tables: dict[torch.dtype, Any] = {}
 
     def layout(self, params: Mapping[str, Any]) -> KVLayout:
@@ -97,7 +99,7 @@ class Context:
         """Cases and known failures of the backend's own plugins: no other vendor may waive for it."""
         own = self.backend.plugins
         assert isinstance(own, OwnPlugins)
-        answers = own.records("dougong_compat_cases", device=self.device)
+        answers = own.records("dougong_compat_cases", device=self.device, backend=self.backend.name)
         return [(plugin, answer) for plugin, answer in answers if plugin in own.own]
 
     def facts(self) -> dict[str, Any]:

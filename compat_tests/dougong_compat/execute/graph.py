@@ -103,7 +103,7 @@ class _Stage:
         lens = torch.tensor(problem.kv_lens, dtype=torch.int32)
         view.kv_len.copy_(lens)
         view.host_kv_len = lens if problem.params["host_len"] else None
-        view.max_kv_len = max([0, *problem.kv_lens])
+        view.max_kv_len = self.longest  # the graph's bound, whatever the rows hold
         table = torch.full(tuple(view.block_table.shape), 2**31 - 1, dtype=torch.int32)
         table[:, : problem.table.shape[1]] = problem.table
         view.block_table.copy_(table)

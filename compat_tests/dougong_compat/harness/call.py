@@ -57,18 +57,6 @@ class Call:
         p = problem.params
         self.spec = spec_of(problem)
         layout = ctx.layout(p)
-        query = AttentionQuery(
-            spec=self.spec,
-            layout=layout,
-            block_size=max(1, problem.block),
-            ragged=p["ragged"],
-            batch_invariant=bool(p.get("batch_invariant", False)),
-        )
-        self.choice = ctx.choose(query, declared)
-        self.group = KVGroup(
-            index=0, layers=(0,), spec=self.spec, layout=layout,
-            manager_block=query.block_size * p["manager"], kernel_block=query.block_size,
-        )  # fmt: skip
         extra = p.get("limits", {})
         self.limits = Limits(
             max_rows=max(1, len(problem.q_lens) + extra.get("rows", 0)),
@@ -76,6 +64,20 @@ class Call:
             max_kv_len=max([1, *problem.kv_lens]) + p["slack"] + extra.get("kv_len", 0),
             max_blocks=max(1, problem.table.shape[1] + extra.get("blocks", 0)),
         )
+        query = AttentionQuery(
+            spec=self.spec,
+            layout=layout,
+            block_size=max(1, problem.block),
+            ragged=p["ragged"],
+            batch_invariant=bool(p.get("batch_invariant", False)),
+            strided=p["stride"] != "plain",
+            max_kv_len=self.limits.max_kv_len,
+        )
+        self.choice = ctx.choose(query, declared)
+        self.group = KVGroup(
+            index=0, layers=(0,), spec=self.spec, layout=layout,
+            manager_block=query.block_size * p["manager"], kernel_block=query.block_size,
+        )  # fmt: skip
         self.kernel: AttentionKernel = self.choice.target(self.spec, self.group, self.limits, ctx.device)
         self.plan: Plan = self.kernel.new_plan()
         self.kv: LayerCache | RaggedKV = self._make_kv(layout)

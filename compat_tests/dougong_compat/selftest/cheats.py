@@ -156,7 +156,7 @@ def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
             target=f"{_HERE}:_Cheat",
             priority=10,
             graph="capture",
-            features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv"}),
+            features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "strided"}),
             layouts=("nhd", "hnd"),
         )
 

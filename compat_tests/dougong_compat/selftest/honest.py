@@ -15,8 +15,11 @@ __all__ = ["EagerDevice", "SplitDevice", "TiledDevice", "dougong_backends", "dou
 
 _KERNELS = "dougong_compat.selftest.kernels"
 _FEATURES = frozenset(
-    {"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "kv_int8", "kv_fp8_e4m3", "kv_fp8_e5m2"}
-)
+    {
+        "window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "strided", "kv_int8", "kv_fp8_e4m3",
+        "kv_fp8_e5m2",
+    }
+)  # fmt: skip
 
 
 class EagerDevice(HostDevice):

@@ -88,7 +88,7 @@ class EngineConfig:
     attention_provider: str | None = None
     """Take only this provider's attention kernel (see ``dougong doctor``)."""
     kernel_providers: Mapping[str, str] = field(default_factory=dict)
-    """The same for other ops, by op name."""
+    """The same for other ops, by op name: ``linear``, ``silu_mul``, …"""
     kv_connector: str | None = None
     """Give KV to other engines, or take it from them: ``shared_memory``, or the name of a plugin's connector."""
     kv_role: str | None = None
@@ -133,6 +133,13 @@ class EngineConfig:
             raise ConfigError(
                 f"max_num_batched_tokens={tokens} is less than max_num_seqs={self.max_num_seqs}: each running request "
                 "needs a token per step. Raise the first or lower the second."
+            )
+        if not isinstance(self.kernel_providers, Mapping):
+            raise _refuse("kernel_providers", self.kernel_providers, "a mapping of op names to providers")
+        if "attention" in self.kernel_providers:
+            raise ConfigError(
+                f"kernel_providers={dict(self.kernel_providers)!r}: attention has an option of its own. Use "
+                f"attention_provider={self.kernel_providers['attention']!r}."
             )
         self._check_connector()
         if self.graph_sizes is not None and (not self.graph_sizes or min(self.graph_sizes) < 1):

@@ -40,7 +40,7 @@ def form_groups(
 
     Raises:
         KernelSelectionError: no kernel can do a layer's attention.
-        ConfigError: no layout allows blocks of ``block_size``.
+        ConfigError: no layout allows blocks of ``block_size``, or none that a kernel other than the reference reads.
     """
     by_spec: dict[AttentionSpec, list[int]] = {}
     for layer, spec in enumerate(specs):
@@ -67,29 +67,49 @@ def _choose(
 ) -> tuple[KVLayout, int, int, Choice]:
     """The layout whose best kernel has the highest priority: (layout, manager block, kernel block, choice)."""
     best: tuple[KVLayout, int, int, Choice] | None = None
-    refused: list[str] = []
-    failure: KernelSelectionError | None = None
+    unfit: list[KVLayout] = []
+    failures: list[KernelSelectionError] = []
     for layout in backend.layouts():
         wanted = layout.default_block if block_size is None else block_size
         kernel_block = _kernel_block(layout, spec, wanted)
         if not kernel_block:
-            refused.append(f"  - {_refusal(layout, spec, wanted)}")
+            unfit.append(layout)
             continue
         try:
             choice = backend.choose_attention(_query(spec, layout, kernel_block), provider)
         except KernelSelectionError as error:
-            failure = error
+            failures.append(error)
             continue
         if block_size is None:
             wanted, kernel_block, choice = _tuned(spec, layout, backend, choice, provider)
         if best is None or choice.spec.priority > best[3].spec.priority:
             best = layout, wanted, kernel_block, choice
+    if block_size is not None and (best is None or best[3].is_reference):
+        # A kernel that does all but this size is worth more to know of than what else could not be done, and than an
+        # answer from the reference.
+        able = [layout for layout in unfit if _has_kernel(spec, layout, backend, provider)]
+        if able:
+            reasons = "\n".join(f"  - {_refusal(layout, spec, block_size)}" for layout in able)
+            raise ConfigError(
+                f"block_size={block_size}: the attention kernels of backend {backend.name!r} take other sizes:\n"
+                + reasons
+            )
     if best is not None:
         return best
-    if failure is not None:
-        raise failure
-    reasons = "\n".join(refused)
-    raise ConfigError(f"block_size={block_size}: no KV layout on backend {backend.name!r} allows it:\n{reasons}")
+    if failures:
+        raise failures[0]
+    reasons = "\n".join(f"  - {_refusal(layout, spec, block_size or layout.default_block)}" for layout in unfit)
+    raise ConfigError(f"no KV layout on backend {backend.name!r} holds this model's cache:\n{reasons}")
+
+
+def _has_kernel(spec: AttentionSpec, layout: KVLayout, backend: Backend, provider: str | None) -> bool:
+    """Whether a kernel other than the reference would serve this layout in blocks of its own size."""
+    if _refusal(layout, spec, layout.default_block):
+        return False
+    try:
+        return not backend.choose_attention(_query(spec, layout, layout.default_block), provider).is_reference
+    except KernelSelectionError:
+        return False
 
 
 def _query(spec: AttentionSpec, layout: KVLayout, block: int) -> AttentionQuery:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from dougong.config import EngineConfig
+from dougong.errors import ConfigError
 from dougong.execution.graphs import GraphCache, decode_sizes, mixed_sizes, within
 from dougong.execution.groups import GroupChoice, form_groups
 from dougong.execution.memory import (
@@ -28,6 +29,7 @@ from dougong.execution.sampler import Sampler
 from dougong.execution.sampling_state import SamplingState
 from dougong.execution.transfer import Transfer
 from dougong.hal import (
+    FUNCTION_OPS,
     AttentionKernel,
     Backend,
     Choice,
@@ -109,6 +111,7 @@ def assemble(
         DougongError: whatever stops the start; the message says what to do.
     """
     collectives = ranks.collectives
+    _check_providers(config)
     if model is None:
         model = load_model(config, backend, plugins=plugins, collectives=collectives)
     device = backend.device
@@ -125,7 +128,7 @@ def assemble(
         for group in groups:
             for layer in group.layers:
                 attentions[layer].bind(group.index)
-        ops = backend.op_table(model.dtype, groups[0].layout)
+        ops = backend.op_table(model.dtype, groups[0].layout, config.kernel_providers)
         sizes = _graph_sizes(config, device, model.model, chosen, min(step_tokens, model.max_len), collectives)
         demand = CacheDemand(
             max_model_len=model.max_len,
@@ -192,6 +195,7 @@ def _finish(
     for one in chosen:
         name = "attention" if len(chosen) == 1 else f"attention ({_describe(one.group)})"
         choices[name] = one.choice
+        _warn_of_reference(name, one.choice, config)
     choices.update(model.model.choices)
     parts = RunnerParts(
         backend=backend,
@@ -223,6 +227,22 @@ def _finish(
             torch.zeros(rows + 1, width, dtype=torch.int32, device=device.torch_device) for width in batch.widths
         ]
     return parts
+
+
+def _check_providers(config: EngineConfig) -> None:
+    """Refuse providers for what is no op: they would be ignored."""
+    unknown = sorted(set(config.kernel_providers) - {*FUNCTION_OPS, "linear"})
+    if unknown:
+        raise ConfigError(
+            f"kernel_providers names {', '.join(unknown)}; ops are linear, {', '.join(sorted(FUNCTION_OPS))}."
+        )
+
+
+def _warn_of_reference(name: str, choice: Choice, config: EngineConfig) -> None:
+    """Say so where a backend has kernels, and none of them does this model's attention."""
+    if choice.is_reference and choice.refused and config.attention_provider is None:
+        reasons = "; ".join(f"{candidate.label}: {reason}" for candidate, reason in choice.refused)
+        log.warning("%s runs on the torch reference, which is slow. Its kernels refuse: %s", name, reasons)
 
 
 def make_kernel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -34,16 +34,25 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionQuery:
-    """What a kernel is asked to do. ``ragged``: K and V come without a cache."""
+    """What a kernel is asked to do.
+
+    ``ragged``: K and V come without a cache. ``strided``: the cache is somebody else's memory, whose planes may have
+    gaps or swapped axes; otherwise they are as ``Device.empty_cache`` makes them. ``max_kv_len``: no row will have more
+    keys; None where that is not decided yet (the kernel hears of it in its Limits).
+    """
 
     spec: AttentionSpec
     layout: KVLayout
     block_size: int
     ragged: bool = False
     batch_invariant: bool = False
+    strided: bool = False
+    max_kv_len: int | None = None
 
     def features(self) -> frozenset[str]:
-        return self.spec.features() | ({"ragged"} if self.ragged else frozenset())
+        """What a kernel must have declared before it is asked."""
+        own = {name for name in ("ragged", "strided") if getattr(self, name)}
+        return self.spec.features() | own
 
 
 class Plan:
@@ -59,6 +68,10 @@ class AttentionKernel(ABC):
     KernelSpec says they can be captured, allocate only from the current torch or graph pool, never synchronise
     and never branch on device data.
     """
+
+    layouts: ClassVar[tuple[KVLayout, ...]] = ()
+    """The caches it asks for, preferred first, each with the block sizes that it takes. Of the names in its KernelSpec,
+    those that are not here it reads where another kernel asks for them."""
 
     def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: Device) -> None:
         self.spec = spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -108,9 +109,17 @@ class LayerArgs:
 
     k_scale, v_scale: cached value times scale is the value (float, or a float32 tensor of one element).
     sinks: [H] float32 logits that join the denominator. slopes: [H] float32 ALiBi slopes.
+
+    None of it changes: kernels may keep what they made of it. Other values are another object.
     """
 
     k_scale: float | torch.Tensor = 1.0
     v_scale: float | torch.Tensor = 1.0
     sinks: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
+
+    @cached_property
+    def host_scales(self) -> tuple[float, float]:
+        """(k_scale, v_scale) as numbers of the host. Tensors are read from the device once, at the first use, which
+        must not be inside a graph's capture: the run before it is soon enough."""
+        return float(self.k_scale), float(self.v_scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ __all__ = ["ENV_BACKEND", "Backend", "BackendReport", "find_backends", "open_bac
 ENV_BACKEND = "DOUGONG_BACKEND"
 
 ALL_FEATURES = (
-    "window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "latent", "ragged",
+    "window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "latent", "ragged", "strided",
     "kv_int8", "kv_fp8_e4m3", "kv_fp8_e5m2", "kv_fp8_e4m3fnuz",
 )  # fmt: skip
 
@@ -112,8 +112,11 @@ class Backend:
             provider=provider,
         )
 
-    def op_table(self, dtype: torch.dtype, layout: KVLayout = NHD) -> OpTable:
-        """The functional ops for models in ``dtype`` over caches in ``layout``.
+    def op_table(
+        self, dtype: torch.dtype, layout: KVLayout = NHD, providers: Mapping[str, str] | None = None
+    ) -> OpTable:
+        """The functional ops for models in ``dtype`` over caches in ``layout``; an op in ``providers`` takes that one's
+        implementation only.
 
         Raises:
             KernelSelectionError, PluginAnswerError: as ``select``.
@@ -128,19 +131,21 @@ class Backend:
                 refuse=self._ask_function,
                 plugins=self.plugins,
                 query=f"{op} in {dtype_name(dtype)}",
+                provider=(providers or {}).get(op),
             )
             setattr(table, op, choice.target)
             table.choices[op] = choice
         return table
 
     def layouts(self) -> list[KVLayout]:
-        """KV layouts that the attention kernels on offer read, preferred first; the plain one is always last."""
+        """KV layouts that the attention kernels on offer ask for, preferred first; the plain one is always there. One
+        name may come with several kernels' block sizes."""
         found: list[KVLayout] = []
         for candidate in sorted(self.candidates.get("attention", ()), key=lambda c: -c.spec.priority):
             if candidate.spec.unavailable:
                 continue
             offered = getattr(resolve_target(candidate.spec.target), "layouts", ())
-            found += [layout for layout in offered if layout.name not in {one.name for one in found}]
+            found += [layout for layout in offered if layout not in found]
         if all(layout.name != NHD.name for layout in found):
             found.append(NHD)
         return found
@@ -185,7 +190,7 @@ def open_backend(name: str | None = None, *, index: int = 0, plugins: Plugins | 
     device = target(index)
     device.setup()
     backend = Backend(report.spec.name, report.plugin, device, plugins)
-    for plugin, spec in plugins.records("dougong_kernels", device=device):
+    for plugin, spec in plugins.records("dougong_kernels", device=device, backend=backend.name):
         if spec.op not in FUNCTION_OPS and spec.op not in CLASS_OPS:
             raise PluginAnswerError(
                 f"plugin {plugin!r} offers a kernel for unknown op {spec.op!r}; known are "

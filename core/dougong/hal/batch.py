@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dougong.hal.attention_spec import AttentionSpec
+
 __all__ = ["BatchView", "GroupView"]
 
 
@@ -15,7 +17,8 @@ class GroupView:
 
     kv_len       [B] int32, device: tokens visible in the cache, the new ones included.
     host_kv_len  [B] int32, host: the same, exact; None where the host does not know.
-    max_kv_len   a bound on ``kv_len``.
+    max_kv_len   a bound on ``kv_len``. While a graph is captured, a bound for every replay of it: what a kernel bakes
+                 into the graph from it stays right.
     block_table  [B, W] int32, device; entries past ceil(kv_len/N) are garbage.
     slots        [T] int64, device: where each new token's K and V go. Unique, never negative.
     """
@@ -43,6 +46,30 @@ class BatchView:
     cu_q: torch.Tensor
     host_cu_q: torch.Tensor
     groups: tuple[GroupView, ...]
+
+    def blind(self, spec: AttentionSpec, kv_len: torch.Tensor) -> torch.Tensor:
+        """[T] bool: queries that see no key. Their answer is 0 and their LSE -inf, which many vendors' operators leave
+        open.
+
+        ``kv_len`` [B] int32: a group's, or the lengths of ragged rows. The answer lies where it lies, on the device or
+        on the host, and is worked out there without a synchronisation.
+        """
+        rows, tokens = self.num_rows, self.num_tokens
+        lengths = kv_len[:rows]
+        if self.max_q_len <= 1 and tokens == rows:
+            return lengths == 0
+        cu_q = self.cu_q if kv_len.device == self.cu_q.device else self.host_cu_q
+        counts = cu_q[1 : rows + 1] - cu_q[:rows]
+        row = torch.repeat_interleave(torch.arange(rows, device=lengths.device), counts, output_size=tokens)
+        seen = lengths[row]
+        position = seen - counts[row] + torch.arange(tokens, device=lengths.device) - cu_q[row]
+        if spec.causal:
+            last = position
+        elif spec.window is not None:
+            last = position + (spec.window - 1)
+        else:
+            return seen == 0
+        return (seen == 0) | (last < 0)
 
     @classmethod
     def build(

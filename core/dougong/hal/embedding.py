@@ -53,6 +53,7 @@ def attention_kernel(
     device: torch.device,
     layout: KVLayout = NHD,
     ragged: bool = False,
+    strided: bool = True,
 ) -> tuple[AttentionKernel, KernelSpec]:
     """The kernel for one kind of attention layer, as group 0 of its batches, and what it declares of itself.
 
@@ -60,13 +61,18 @@ def attention_kernel(
         block_size: tokens in a block of the paged cache.
         limits: the largest batch it will be given.
         ragged: K and V come without a cache; ``block_size`` then means nothing.
+        strided: the cache's planes may have gaps or swapped axes. Where they have none, say so: more kernels qualify.
 
     Raises:
         KernelSelectionError: none can do it; each one's reason is listed.
         BackendNotFoundError, PluginError: as `backend_for`.
     """
     backend = backend_for(device)
-    choice = backend.choose_attention(AttentionQuery(spec=spec, layout=layout, block_size=block_size, ragged=ragged))
+    query = AttentionQuery(
+        spec=spec, layout=layout, block_size=block_size, ragged=ragged, strided=strided and not ragged,
+        max_kv_len=limits.max_kv_len,
+    )  # fmt: skip
+    choice = backend.choose_attention(query)
     group = KVGroup(index=0, layers=(0,), spec=spec, layout=layout, manager_block=block_size, kernel_block=block_size)
     kernel: AttentionKernel = choice.target(spec, group, limits, backend.device)
     return kernel, choice.spec

@@ -17,6 +17,9 @@ from dougong.plugins import ABI, KernelSpec, Plugins, resolve_target
 
 __all__ = ["Candidate", "Choice", "dtype_name", "select"]
 
+#: The core itself, where plugins are named.
+_CORE = "dougong"
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.bfloat16`` -> ``"bfloat16"``."""
@@ -48,6 +51,11 @@ class Choice:
     def spec(self) -> KernelSpec:
         return self.candidate.spec
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether nothing but plain torch could do it."""
+        return self.candidate.plugin == _CORE
+
 
 def reference_candidate(op: str, target: str, features: Iterable[str] = ()) -> Candidate:
     """The torch reference of an op, always last in line."""
@@ -60,7 +68,7 @@ def reference_candidate(op: str, target: str, features: Iterable[str] = ()) -> C
         priority=-(10**6),
         batch_invariant=False,
     )
-    return Candidate("dougong", spec)
+    return Candidate(_CORE, spec)
 
 
 def select(
@@ -103,7 +111,8 @@ def select(
         if reason:
             refused.append((candidate, reason))
     if not able:
-        reasons = "\n".join(f"  - {candidate.label}: {reason}" for candidate, reason in refused)
+        named = [pair for pair in refused if pair[0].spec.provider == provider]
+        reasons = "\n".join(f"  - {candidate.label}: {reason}" for candidate, reason in named or refused)
         raise KernelSelectionError(
             f"no kernel for {op} can do what is asked ({query if query is not None else sorted(features)}):\n{reasons}"
         )

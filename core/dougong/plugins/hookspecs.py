@@ -35,8 +35,9 @@ def dougong_backends() -> Iterable[BackendSpec] | None:
 
 
 @hookspec
-def dougong_kernels(device: Any) -> Iterable[KernelSpec] | None:
-    """Implementations of ops for ``device``; nothing for a device that is not yours."""
+def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec] | None:
+    """Implementations of ops for ``device``, opened as the backend of that name; nothing for one that is not yours.
+    Several backends may share a device type."""
 
 
 @hookspec(firstresult=True)
@@ -75,5 +76,5 @@ def dougong_observers() -> Iterable[StepObserver] | None:
 
 
 @hookspec
-def dougong_compat_cases(device: Any) -> Iterable[Any] | None:
-    """More conformance cases, or known failures with an issue's address, for ``device``."""
+def dougong_compat_cases(device: Any, backend: str) -> Iterable[Any] | None:
+    """More conformance cases, or known failures with an issue's address, for ``device``, opened as ``backend``."""

@@ -185,7 +185,9 @@ class DougongAttnBackend(AttentionBackend):  # type: ignore[misc]
             raise ValueError("dougong: a kind of attention layer that the warm-up did not meet is being captured")
         if found is None:
             try:
-                found = attention_kernel(spec, block_size=self.page, limits=self.limits, device=self.device)
+                found = attention_kernel(
+                    spec, block_size=self.page, limits=self.limits, device=self.device, strided=False
+                )
             except DougongError as error:
                 raise ValueError(f"dougong's attention backend cannot run this layer. {error}") from error
             self.kernels[spec] = found

@@ -45,8 +45,8 @@ def dougong_backends() -> Iterable[BackendSpec]:
 
 
 @hookimpl
-def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
-    if device.type != "sim":
+def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec]:
+    if backend != "sim":
         return []
     return [
         KernelSpec(
@@ -54,7 +54,7 @@ def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
             provider="sim",
             abi=CONTRACT,
             target="dougong_sim.attention:SimAttention",
-            features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv"}),
+            features=frozenset({"window", "softcap", "alibi", "sinks", "lse", "noncausal", "dv", "strided"}),
             layouts=("nhd",),
             graph="update",  # host lengths are baked into a graph: update_graph before each replay
             needs_host_lengths=True,

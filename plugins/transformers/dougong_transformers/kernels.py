@@ -68,7 +68,7 @@ def kernel_for(device: torch.device, spec: AttentionSpec, block: int, rows: int,
     )
     try:
         attention, _ = attention_kernel(
-            spec, block_size=block or _ANY_BLOCK, limits=limits, device=device, ragged=not block
+            spec, block_size=block or _ANY_BLOCK, limits=limits, device=device, ragged=not block, strided=False
         )
     except KernelSelectionError as error:
         raise ValueError(f"`dougong` attention cannot run this layer. {error}") from error

@@ -91,7 +91,8 @@ class DougongAttentionBackend(AttentionBackend):  # type: ignore[misc]
         device = torch.device(current_platform.device_type)
         spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=head_size, sinks=has_sink, dtype=dtype)
         try:
-            backend_for(device).choose_attention(AttentionQuery(spec=spec, layout=NHD, block_size=block_size or 16))
+            query = AttentionQuery(spec=spec, layout=NHD, block_size=block_size or 16, strided=True)
+            backend_for(device).choose_attention(query)
         except DougongError as error:
             return f"dougong: {error}"
         return None

@@ -100,13 +100,13 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> DougongMetadata:
         """Once per step. ``common_prefix_len`` is what cascade attention would share; it is not used here."""
-        return self._build(common_attn_metadata, self.captured.get(_shape(common_attn_metadata), self.eager))
+        return self._build(common_attn_metadata, self.captured.get(_shape(common_attn_metadata)))
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> DougongMetadata:
         plans = self.captured.setdefault(_shape(common_attn_metadata), self._new_plans())
         return self._build(common_attn_metadata, plans)
 
-    def _build(self, common: Any, plans: dict[AttentionSpec, Plan]) -> DougongMetadata:
+    def _build(self, common: Any, captured: dict[AttentionSpec, Plan] | None) -> DougongMetadata:
         if common.causal is not True:
             raise NotImplementedError("dougong's attention backend is causal; this batch asks for other masks")
         if common.mm_req_doc_ranges is not None or common.rswa_prefix_lens is not None:
@@ -114,6 +114,9 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         tokens: int = common.num_actual_tokens
         slots = without_negatives(common.slot_mapping[:tokens], self.block_size, out=self.slots[:tokens])
         batch = to_batch(common, slots)
+        plans = self.eager if captured is None else captured
+        if captured is not None:  # a graph's bound holds for all its replays
+            batch.groups[0].max_kv_len = self.limits.max_kv_len
         for spec, kernel in self.kernels.items():
             kernel.plan(batch, plans[spec])
         return DougongMetadata(batch, slots, self.kernels, plans, tokens)
@@ -135,5 +138,8 @@ def _declared(kv_cache_spec: Any, vllm_config: Any) -> KernelSpec:
         window=getattr(kv_cache_spec, "sliding_window", None),
         dtype=kv_cache_spec.dtype,
     )
-    query = AttentionQuery(spec=spec, layout=NHD, block_size=kv_cache_spec.block_size)
+    query = AttentionQuery(
+        spec=spec, layout=NHD, block_size=kv_cache_spec.block_size, strided=True,
+        max_kv_len=vllm_config.model_config.max_model_len,
+    )  # fmt: skip
     return backend_for(torch.device(current_platform.device_type)).choose_attention(query).spec

@@ -217,6 +217,8 @@ def test_a_graph_keeps_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = builder.build(0, common_of([1, 4], [30, 11], tables))
     assert replayed.plans is captured.plans
     assert eager.plans is not captured.plans
+    bounds = [one.batch.groups[0].max_kv_len for one in (captured, replayed, eager)]
+    assert bounds == [builder.limits.max_kv_len, builder.limits.max_kv_len, 30]
     assert replayed.slots.data_ptr() == captured.slots.data_ptr()
 
 

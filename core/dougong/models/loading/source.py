@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dougong.errors import ModelLoadError
-from dougong.models.loading.cache import unpack_gguf
 
 __all__ = ["ALIASES", "MODELSCOPE", "WANTED", "ModelFiles", "resolve_model"]
 
@@ -81,6 +80,8 @@ def _packaged(alias: str) -> Path:
 
 
 def _from_gguf(path: Path) -> ModelFiles:
+    from dougong.models.loading.cache import unpack_gguf  # needs torch, which other models' files do not
+
     path = path.resolve()
     unpacked = path.stat().st_size <= _UNPACK_BYTES
     return ModelFiles(unpack_gguf(path, weights=unpacked), path, unpacked)
