@@ -6,6 +6,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -301,8 +302,10 @@ class _Plugin:
     @staticmethod
     @hookimpl
     def dougong_kv_connectors() -> list[KVConnectorSpec]:
-        target = f"{__name__}:DictConnector"
-        return [KVConnectorSpec(name="dict", abi=ABI, target=target, options={"told": "by default"})]
+        return [
+            KVConnectorSpec(name=name, abi=ABI, target=f"{__name__}:{kind}", options={"told": "by default"})
+            for name, kind in (("dict", "DictConnector"), ("far", "FarConnector"))
+        ]
 
 
 def test_a_plugins_connector(llama: Path) -> None:
@@ -317,6 +320,52 @@ def test_a_plugins_connector(llama: Path) -> None:
     assert first.kv_transfer_params == {"num_tokens": 64, "told": "by default"}
     assert second.num_cached_tokens == 64 and tokens([first]) == tokens([second])
     assert DictConnector.asked == list(DictConnector.blocks)
+
+
+class FarConnector(DictConnector):
+    """Blocks that must be fetched: on a thread of its own, from `prefetch` on. `contains` and `load` never wait."""
+
+    blocks: ClassVar[dict[KVBlockName, bytes]] = {}
+    here: ClassVar[dict[KVBlockName, bytes]] = {}
+    arrive: ClassVar[threading.Event] = threading.Event()
+    fetches: ClassVar[list[threading.Thread]] = []
+
+    def contains(self, names: Sequence[KVBlockName]) -> list[bool]:
+        held = self.blocks if self.context.role.produces else self.here
+        return [name in held for name in names]
+
+    def load(self, names: Sequence[KVBlockName]) -> list[bytes]:
+        return [self.here[name] for name in names]
+
+    def prefetch(self, names: Sequence[KVBlockName]) -> None:
+        def fetch() -> None:
+            self.arrive.wait(60)
+            self.here.update({name: self.blocks[name] for name in names if name in self.blocks})
+
+        self.fetches.append(threading.Thread(target=fetch))
+        self.fetches[-1].start()
+
+
+def test_nobody_waits_for_a_connector_that_fetches(llama: Path) -> None:
+    plugins = load_plugins(BACKEND, extra=[("dict", _Plugin)])
+    options: dict[str, Any] = {"kv_connector": "far", "plugins": plugins}
+    producer = make(llama, kv_role="producer", **options)
+    first = run(producer, [LONG], 12)[0]
+    producer.close()
+    consumer = make(llama, kv_role="consumer", **options)
+    asked = {"prompt_token_ids": LONG, "kv_transfer_params": {"num_tokens": 64, "wait_s": 60}}
+    output = consumer.add("far", asked, greedy(12))
+    other = consumer.add("other", {"prompt_token_ids": [8, 9]}, greedy(3))
+    while not other.finished:
+        consumer.step()
+    assert not output.outputs[0].token_ids
+    FarConnector.arrive.set()
+    for thread in FarConnector.fetches:
+        thread.join()
+    while consumer.has_work:
+        consumer.step()
+    assert output.num_cached_tokens == 64 and tokens([output]) == tokens([first])
+    consumer.close()
 
 
 def _prefill(model: Path, name: str, pipe: Any) -> None:

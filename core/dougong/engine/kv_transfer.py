@@ -319,9 +319,9 @@ def open_transfer(config: EngineConfig, runner: ModelRunner, kv: KVCacheManager,
     if config.kv_connector is None:
         return None
     blocks = runner.kv_blocks
-    dummy = config.seed if config.load_format == "dummy" else None
+    drawn = f"seed {config.seed} on {runner.backend.device.type}" if config.load_format == "dummy" else None
     format_ = KVFormat(
-        model=model_digest(runner.model_path, dummy_seed=dummy),
+        model=model_digest(runner.model_path, dummy=drawn),
         quantization=config.quantization or "",
         groups=blocks.formats(),
     )

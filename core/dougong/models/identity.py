@@ -14,9 +14,10 @@ __all__ = ["model_digest"]
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
-def model_digest(folder: Path, *, dummy_seed: int | None = None) -> str:
+def model_digest(folder: Path, *, dummy: str | None = None) -> str:
     """A digest of config and weights in ``folder``: of its files' sizes and of samples spread over each, so that large
-    models cost no more than a second. ``dummy_seed``: the weights are random, from this seed.
+    models cost no more than a second. ``dummy``: what decides random weights, where there are no others: the seed
+    and the device that draws them.
     """
     digest = blake2b(digest_size=16)
     if is_unpacked(folder):  # its name holds the digest of the GGUF file
@@ -26,9 +27,9 @@ def model_digest(folder: Path, *, dummy_seed: int | None = None) -> str:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         plain = {key: value for key, value in config.items() if key not in _VOLATILE}
         digest.update(json.dumps(plain, sort_keys=True).encode())
-        if dummy_seed is None:
+        if dummy is None:
             for file in sorted(folder.glob("*.safetensors")):
                 digest.update(file_key(file).encode())
-    if dummy_seed is not None:
-        digest.update(f"random weights of seed {dummy_seed}".encode())
+    if dummy is not None:
+        digest.update(f"random weights: {dummy}".encode())
     return digest.hexdigest()
