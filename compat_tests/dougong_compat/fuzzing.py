@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,24 @@ def examples(blocks: list[int]) -> Any:
 
 
 def search(
-    target: Target, *, count: int, seed: int, manifest_path: str | None = None, folder: Path | None = None
+    target: Target,
+    *,
+    count: int,
+    seed: int,
+    manifest_path: str | None = None,
+    folder: Path | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
     """{tried, failure}: the smallest failing example that was found, or None.
 
-    Saved failures in ``folder`` are tried before anything else.
+    Saved failures in ``folder`` are tried before anything else. ``worker``: a process to do it in, which stays.
     """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as start
 
     found: dict[str, Any] = {"backend": target.backend, "tried": 0, "failure": None}
-    with Worker(target, timeout=30.0) as worker:
-        facts = worker.start()
+    with nullcontext(worker) if worker is not None else Worker(target, timeout=30.0) as worker:
+        facts = worker.open(target)
         manifest = find(facts, manifest_path, target.plugins)
         resolver = Resolver(facts, manifest)
         blocks = [size for size in (16, 8, 1, 32, 64) if manifest.declares(f"block:{size}")] or [resolver.block]

@@ -13,12 +13,17 @@ __all__ = ["Truth", "attend", "eager"]
 
 @dataclass
 class Truth:
-    """out [T, H, Dv] and lse [T, H] float64; max_score, max_value [T, H]: the largest |score| and |V| seen."""
+    """out [T, H, Dv] and lse [T, H] float64; max_score, max_value [T, H]: the largest |score| and |V| seen.
+
+    terms [T, H]: what the scores were summed from, ``scale * sum_d |q_d k_d|``, as the softmax weighs it (the sink left out).
+    It says how far float32 may carry the LSE off.
+    """
 
     out: torch.Tensor
     lse: torch.Tensor
     max_score: torch.Tensor
     max_value: torch.Tensor
+    terms: torch.Tensor
 
 
 def attend(problem: Problem) -> Truth:
@@ -27,6 +32,7 @@ def attend(problem: Problem) -> Truth:
     truth = Truth(
         torch.zeros(T, H, Dv, dtype=torch.float64),
         torch.full((T, H), -torch.inf, dtype=torch.float64),
+        torch.zeros(T, H, dtype=torch.float64),
         torch.zeros(T, H, dtype=torch.float64),
         torch.zeros(T, H, dtype=torch.float64),
     )
@@ -41,11 +47,17 @@ def attend(problem: Problem) -> Truth:
         k = (problem.k[span].double() * k_scale)[:, head]
         v = (problem.v[span].double() * v_scale)[:, head]
         scores = torch.einsum("qhd,shd->qhs", q, k) * problem.scale
-        _one_row(problem, truth, slice(at[row], at[row + 1]), scores, v, kv_len - q_len)
+        where = slice(at[row], at[row + 1])
+        shares = _one_row(problem, truth, where, scores, v, kv_len - q_len)
+        sizes = torch.einsum("qhd,shd->qhs", q.abs(), k.abs()) * abs(problem.scale)
+        truth.terms[where] = (shares * sizes).sum(-1)
     return truth
 
 
-def _one_row(problem: Problem, truth: Truth, where: slice, scores: torch.Tensor, v: torch.Tensor, offset: int) -> None:
+def _one_row(
+    problem: Problem, truth: Truth, where: slice, scores: torch.Tensor, v: torch.Tensor, offset: int
+) -> torch.Tensor:
+    """Fill a row's part of ``truth``; each key's share [q, H, S] of the softmax, the sink left out."""
     q_len, _, kv_len = scores.shape
     p = problem.params
     distance = torch.arange(kv_len)[None, :] - (offset + torch.arange(q_len))[:, None]
@@ -68,6 +80,7 @@ def _one_row(problem: Problem, truth: Truth, where: slice, scores: torch.Tensor,
     weights = torch.exp(scores - top[..., None])
     total = weights.sum(-1)
     truth.lse[where] = torch.log(total) + top
+    shares = weights / torch.where(total > 0, total, 1.0)[..., None]
     if problem.sinks is not None:
         total = total + torch.exp(problem.sinks.double() - top)
     weights = weights / torch.where(total > 0, total, 1.0)[..., None]
@@ -77,6 +90,7 @@ def _one_row(problem: Problem, truth: Truth, where: slice, scores: torch.Tensor,
     else:
         biggest = v.abs().amax(-1).T[None].expand_as(seen.to(v.dtype))
         truth.max_value[where] = torch.where(seen, biggest, 0.0).amax(-1)
+    return shares
 
 
 def _scales(problem: Problem) -> tuple[float, float]:

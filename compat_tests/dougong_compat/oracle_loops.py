@@ -9,29 +9,31 @@ from dougong_compat.problem import Problem
 __all__ = ["attend_loops"]
 
 
-def attend_loops(problem: Problem) -> tuple[list[list[list[float]]], list[list[float]]]:
-    """(out [T][H][Dv], lse [T][H]), one query, head and key at a time."""
+def attend_loops(problem: Problem) -> tuple[list[list[list[float]]], list[list[float]], list[list[float]]]:
+    """(out [T][H][Dv], lse [T][H], terms [T][H] as ``oracle.Truth`` says), one query, head and key at a time."""
     p = problem.params
     q, k, v = problem.q.double().tolist(), problem.k.double().tolist(), problem.v.double().tolist()
     k_scale = p["k_scale"] if problem.quantised else 1.0
     v_scale = p["v_scale"] if problem.quantised else 1.0
     group = problem.H // problem.K
-    out, lse = [], []
+    out, lse, terms = [], [], []
     token = 0
     for row, q_len in enumerate(problem.q_lens):
         kv_len, start = problem.kv_lens[row], problem.kv_at[row]
         for j in range(q_len):
             position = kv_len - q_len + j
-            out_heads, lse_heads = [], []
+            out_heads, lse_heads, term_heads = [], [], []
             for h in range(problem.H):
                 scored: list[tuple[float, int]] = []
+                sizes: list[float] = []
                 for key in range(kv_len):
                     if p["causal"] and key > position:
                         continue
                     if p["window"] is not None and abs(key - position) >= p["window"]:
                         continue
-                    pairs = zip(q[token][h], k[start + key][h // group], strict=True)
-                    score = math.fsum(a * b for a, b in pairs) * k_scale * problem.scale
+                    products = [a * b for a, b in zip(q[token][h], k[start + key][h // group], strict=True)]
+                    score = math.fsum(products) * k_scale * problem.scale
+                    sizes.append(math.fsum(map(abs, products)) * abs(k_scale * problem.scale))
                     if p["softcap"] is not None:
                         score = p["softcap"] * math.tanh(score / p["softcap"])
                     if problem.slopes is not None:
@@ -40,10 +42,13 @@ def attend_loops(problem: Problem) -> tuple[list[list[list[float]]], list[list[f
                 answer, value = _softmax(scored, problem, h, start, group, v, v_scale)
                 out_heads.append(answer)
                 lse_heads.append(value)
+                shares = (math.exp(score - value) * size for (score, _), size in zip(scored, sizes, strict=True))
+                term_heads.append(math.fsum(shares))
             out.append(out_heads)
             lse.append(lse_heads)
+            terms.append(term_heads)
             token += 1
-    return out, lse
+    return out, lse, terms
 
 
 def _softmax(

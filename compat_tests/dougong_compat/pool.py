@@ -19,9 +19,26 @@ import torch
 from dougong_compat.target import OpenError, Target
 from dougong_compat.wire import BadFrame, Closed, TimedOut, receive, send
 
-__all__ = ["Answer", "OpenError", "Target", "Worker"]
+__all__ = ["Answer", "Clock", "OpenError", "Target", "Worker"]
 
 _BATCH = 32
+#: Failed starts in a row after which a worker is given up.
+_STARTS = 3
+
+
+class Clock:
+    """When a run must end: after ``budget`` seconds, or as soon as ``stop`` is called."""
+
+    def __init__(self, budget: float | None = None) -> None:
+        self.deadline = float("inf") if budget is None else time.monotonic() + budget
+        self.interrupted = False
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.deadline
+
+    def stop(self) -> None:
+        self.deadline = time.monotonic()
 
 
 @dataclass
@@ -45,6 +62,8 @@ class Worker:
         self.socket: socket.socket | None = None
         self.facts: dict[str, Any] = {}
         self.restarts = 0
+        self.started = False
+        self._failed_starts, self._why = 0, ""
         self._log: Any = None
 
     def __enter__(self) -> Worker:
@@ -71,7 +90,9 @@ class Worker:
         )  # fmt: skip
         theirs.close()
         self.socket = ours
-        return self.open(self.target)
+        facts = self.open(self.target)
+        self.started = True
+        return facts
 
     def open(self, target: Target) -> dict[str, Any]:
         """Put another backend under test in the same process; its facts."""
@@ -109,22 +130,57 @@ class Worker:
             self._log.close()
             self._log = None
 
+    def kill(self) -> None:
+        """End the process at once, from any thread: whoever waits for it sees its connection closed."""
+        process = self.process
+        if process is not None and process.poll() is None:
+            process.kill()
+
     # -- work ----------------------------------------------------------------------------------------------
 
-    def ask(self, requests: Sequence[dict[str, Any]]) -> Iterator[Answer]:
-        """One answer per request, in order; the next is computed while the caller looks at this one."""
+    def ask(self, requests: Sequence[dict[str, Any]], clock: Clock | None = None) -> Iterator[Answer]:
+        """One answer per request, in order; the next is computed while the caller looks at this one.
+
+        Ends early when ``clock`` is over: a case cut off then has no answer. A worker that ended and cannot be started
+        again is a crash of every case that is left.
+
+        Raises:
+            OpenError: the first start failed.
+        """
+        clock = clock or Clock()
         at = 0
-        while at < len(requests):
-            if self.socket is None:
-                self.restarts += 1
-                self.start()
-            batch = requests[at : at + _BATCH]
-            fates = self._batch(batch)
-            for answer in fates:
+        while at < len(requests) and not clock.over:
+            if self.socket is None and (lost := self._start_again()) is not None:
+                at += 1
+                yield lost
+                continue
+            for answer in self._batch(requests[at : at + _BATCH], clock):
+                if clock.over and answer.fate != "answered":
+                    return
                 at += 1
                 yield answer
+                if clock.over:
+                    self.stop()
+                    return
 
-    def _batch(self, batch: Sequence[dict[str, Any]]) -> Iterator[Answer]:
+    def _start_again(self) -> Answer | None:
+        """A new process in place of the one that ended; what becomes of the case at hand if there is none."""
+        if not self.started:
+            self.start()
+            return None
+        if self._failed_starts < _STARTS:
+            self.restarts += 1
+            try:
+                self.start()
+            except OpenError as error:
+                self._failed_starts += 1
+                self._why = str(error)
+            else:
+                self._failed_starts = 0
+                return None
+        return Answer("crash", detail=f"the worker ended and cannot be started again: {self._why}")
+
+    def _batch(self, batch: Sequence[dict[str, Any]], clock: Clock) -> Iterator[Answer]:
         """Answers to a prefix of ``batch``: all of it, or up to the case that ended the worker."""
         assert self.socket is not None
         try:
@@ -135,12 +191,16 @@ class Worker:
         for request in batch:
             limit = float(request.get("timeout", self.timeout))
             try:
-                message, tensors = receive(self.socket, time.monotonic() + limit)
+                message, tensors = receive(self.socket, min(time.monotonic() + limit, clock.deadline))
             except (Closed, BadFrame, TimedOut) as error:
                 yield self._lost(error)
                 return
             if message.get("id") != request["id"]:
                 yield self._lost(BadFrame(f"an answer to {message.get('id')!r} came for {request['id']!r}"))
+                return
+            if message.get("last"):  # its device is lost: the next case is a new worker's
+                self.stop()
+                yield Answer("answered", message, tensors)
                 return
             yield Answer("answered", message, tensors)
 

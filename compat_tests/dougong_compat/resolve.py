@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dougong_compat.case import Case
+from dougong_compat.crew import is_heavy
 from dougong_compat.manifest import Manifest
 
 __all__ = ["Resolver"]
@@ -50,6 +51,8 @@ class Resolver:
         request = {**case.to_json(), "params": self.params(case.params), "declared": declared}
         if case.kind == "engine":  # loads a model, and the first one all that an engine imports
             request["timeout"] = 300.0
+        if is_heavy(request):
+            request["heavy"] = True
         return request
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dougong_compat.case import Case
+from dougong_compat.crew import answer_all
 from dougong_compat.judge import kinds
 from dougong_compat.manifest import Manifest
 from dougong_compat.outcome import Judgement, Outcome, Result
-from dougong_compat.pool import Answer, Worker
+from dougong_compat.pool import Answer, Clock, Worker
 from dougong_compat.resolve import Resolver
 from dougong_compat.tolerance import CLASSES
 
@@ -37,23 +39,49 @@ class Runner:
         self.resolver = Resolver(self.worker.facts, self.manifest, guard=self.guard)
         self.tolerance = CLASSES[self.manifest.tolerance]
 
-    def run(self, cases: Sequence[Case], progress: Callable[[Result], None] | None = None) -> Iterator[Result]:
-        """One result per case, in order. No case is run twice."""
-        declared = [case.mandatory or not self.manifest.undeclared(case.needs) for case in cases]
+    def run(
+        self,
+        cases: Sequence[Case],
+        progress: Callable[[Result], None] | None = None,
+        *,
+        more: Sequence[Worker] = (),
+        clock: Clock | None = None,
+    ) -> list[Result]:
+        """One result per case, in order; fewer where ``clock`` cuts the run. No case is run twice.
+
+        ``more`` workers share the work. With a ``clock``, an interrupt of the user's cuts the run too.
+        """
+        known = [self._declared(case) for case in cases]
         requests = [
             # what is mandatory a backend's own kernels must do: the core's reference may not stand in for them
-            self.resolver.request(case, declared=known and not case.mandatory)
-            for case, known in zip(cases, declared, strict=True)
+            self.resolver.request(case, declared=declared and not case.mandatory)
+            for case, declared in zip(cases, known, strict=True)
         ]
-        answers = self.worker.ask(requests)
-        for case, known, request in zip(cases, declared, requests, strict=True):
-            started = time.perf_counter()
-            answer = next(answers)
-            result = self.judge(case, known, request, answer)
-            result.seconds = float(answer.message.get("seconds", time.perf_counter() - started))
-            if progress is not None:
-                progress(result)
-            yield result
+        results: dict[int, Result] = {}
+        lock, last = threading.Lock(), {}
+
+        def take(at: int, answer: Answer) -> None:
+            result = self.judge(cases[at], known[at], requests[at], answer)
+            now, lane = time.perf_counter(), threading.get_ident()
+            # a case without an answer took the time since the last one
+            result.seconds = float(answer.message.get("seconds", now - last.get(lane, started)))
+            last[lane] = now
+            with lock:
+                results[at] = result
+                if progress is not None:
+                    progress(result)
+
+        started = time.perf_counter()
+        try:
+            answer_all((self.worker, *more), requests, take, clock or Clock())
+        except KeyboardInterrupt:
+            if clock is None:
+                raise
+            clock.interrupted = True
+        return [results[at] for at in sorted(results)]
+
+    def _declared(self, case: Case) -> bool:
+        return case.mandatory or not self.manifest.undeclared(case.needs)
 
     def judge(self, case: Case, declared: bool, request: dict, answer: Answer) -> Result:  # type: ignore[type-arg]
         """The outcome of one answer, by the honesty rules."""

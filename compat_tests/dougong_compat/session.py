@@ -6,20 +6,21 @@ import datetime
 import fnmatch
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from dougong_compat.case import Case
 from dougong_compat.cases import collect_profile
 from dougong_compat.contributed import receive
-from dougong_compat.honesty import verdict_of
+from dougong_compat.honesty import Verdict, verdict_of
 from dougong_compat.manifest import Manifest, find
 from dougong_compat.outcome import Result
-from dougong_compat.pool import Target, Worker
+from dougong_compat.pool import Clock, Target, Worker
 from dougong_compat.report.build import build
 from dougong_compat.run import Runner
 
-__all__ = ["Session", "run_profile", "select"]
+__all__ = ["Session", "run_profile", "select", "unopened"]
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Session:
     manifest: Manifest | None = None
     only: tuple[str, ...] = ()
     timeout: float = 60.0
+    jobs: int = 1
+    """Workers that share the cases on one device."""
+    budget: float | None = None
+    """Seconds after which no further case is asked; the report then says what was not run."""
     floors: dict[str, int] | None = None
     performance: Sequence[dict[str, Any]] = ()
 
@@ -57,7 +62,11 @@ def run_profile(
     today = datetime.datetime.now(datetime.timezone.utc).date()
     started = time.monotonic()
     guard = session.profile == "certified"
-    with Worker(session.target, timeout=session.timeout) as worker:
+    clock = Clock(session.budget)
+    with ExitStack() as alive:
+        worker, *more = [
+            alive.enter_context(Worker(session.target, timeout=session.timeout)) for _ in range(max(1, session.jobs))
+        ]
         facts = worker.start()
         manifest = session.manifest or find(facts, session.manifest_path, session.target.plugins)
         added = receive(facts, session.profile, (case.id for case in cases))
@@ -65,8 +74,11 @@ def run_profile(
         chosen = select([*cases, *added.cases], session.only)
         if on_start is not None:
             on_start(facts, len(chosen))
-        results = list(Runner(worker, manifest, today, guard).run(chosen, on_result))
-        restarts = worker.restarts
+        results = Runner(worker, manifest, today, guard).run(chosen, on_result, more=more, clock=clock)
+        jobs = sum(one.started for one in (worker, *more))
+        restarts = sum(one.restarts for one in (worker, *more))
+    came = {result.case_id for result in results}
+    not_run = [case.id for case in chosen if case.id not in came]
     verdict = verdict_of(
         session.profile,
         cases,
@@ -76,9 +88,28 @@ def run_profile(
         selected=bool(session.only),
         reserved=session.floors,
         problems=added.problems,
+        cut=_why(clock, session, len(not_run), len(chosen)) if not_run else "",
     )
     report = build(
         profile=session.profile, facts=facts, manifest=manifest, cases=cases, results=results, verdict=verdict,
         seconds=time.monotonic() - started, restarts=restarts, performance=session.performance,
+        jobs=jobs, not_run=not_run,
     )  # fmt: skip
     return report, chosen
+
+
+def unopened(session: Session, error: Exception) -> dict[str, Any]:
+    """The report of a run that came to nothing: the backend is not known, or its plugin cannot be opened."""
+    cases = collect_profile(session.profile)
+    return build(
+        profile=session.profile, facts={"backend": session.target.backend}, cases=cases, results=[], seconds=0.0,
+        manifest=Manifest(session.target.backend, {}, frozenset()), jobs=session.jobs,
+        verdict=Verdict("INVALID", [f"the backend could not be opened: {error}"]),
+        not_run=[case.id for case in select(cases, session.only)],
+    )  # fmt: skip
+
+
+def _why(clock: Clock, session: Session, left: int, total: int) -> str:
+    """Why a run came to no end."""
+    why = "the run was interrupted" if clock.interrupted else f"the budget of {session.budget:g} s was spent"
+    return f"{why}: {left} of {total} cases were not run"

@@ -6,7 +6,9 @@ prints cannot be taken for an answer.
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import socket
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dougong.errors import DougongError
 from dougong_compat.wire import Closed, receive, send
 
 __all__ = ["answer", "main"]
@@ -41,12 +44,34 @@ def answer(context: Any, request: dict[str, Any]) -> tuple[dict[str, Any], dict[
         message["error_type"] = type(error).__name__
         message["trace"] = traceback.format_exc()[-3000:]
         tensors = {}
+        if not _answers(context):
+            message["last"] = True
+    if request.get("heavy") and "last" not in message:
+        _give_back(context)
     message["seconds"] = time.perf_counter() - started
     return message, tensors
 
 
+def _answers(context: Any) -> bool:
+    """Whether the device still works after an error. A GPU's process that read a wild address can do nothing more."""
+    try:
+        context.device.synchronize()
+    except Exception:
+        return False
+    return True
+
+
+def _give_back(context: Any) -> None:
+    """Return the gigabytes that torch's allocator keeps: other workers share the device."""
+    gc.collect()
+    empty = getattr(context.device.module, "empty_cache", None) if context.device.type != "cpu" else None
+    if empty is not None:
+        empty()
+
+
 def main(fd: int) -> None:
     """Serve requests until the parent closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the user's interrupt is the parent's to answer
     torch.set_num_threads(int(os.environ.get("DOUGONG_COMPAT_THREADS", "1")))
     parent = socket.socket(fileno=fd)
     contexts: dict[str, Any] = {}
@@ -72,11 +97,14 @@ def main(fd: int) -> None:
                 context = contexts[key]
                 send(parent, {"facts": context.facts()})
             except Exception as error:
-                send(parent, {"open_error": f"{error}", "type": type(error).__name__})
+                own = isinstance(error, DougongError)
+                send(parent, {"open_error": f"{error}" if own else f"{type(error).__name__}: {error}"})
             continue
         for case in request["cases"]:
             message, tensors = answer(context, case)
             send(parent, message, tensors)
+            if "last" in message:
+                os._exit(0)  # a lost device may not even let the process end
 
 
 if __name__ == "__main__":

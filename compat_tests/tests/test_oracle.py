@@ -7,7 +7,7 @@ import torch
 from dougong_compat.oracle import attend
 from dougong_compat.problem import build
 from dougong_compat.selftest.oracle_bugs import BUGS, agrees, survivors
-from dougong_compat.tolerance import CLASSES, judge_attention
+from dougong_compat.tolerance import CLASSES, judge_attention, lse_bound
 
 
 def test_two_oracles_agree() -> None:
@@ -65,4 +65,29 @@ def test_lse_must_be_minus_infinity_exactly_where_nothing_is_seen() -> None:
     out = torch.zeros(1, 1, 8)
     for value, ok in ((-torch.inf, True), (-1e30, False), (float("nan"), False), (0.0, False)):
         got = torch.full((1, 1), value)
-        assert judge_attention(out, got, want, lse, zeros, zeros, None, CLASSES["strict"]).ok is ok, value
+        assert judge_attention(
+            out, got, want, lse, zeros, zeros, None, CLASSES["strict"], lse_bound(lse, zeros, 64, None)
+        ).ok is ok, value  # fmt: skip
+
+
+def test_the_bound_on_lse_follows_what_was_summed_and_not_what_came_out() -> None:
+    """Large products that cancel: a float32 kernel is right, one with TF32 products is not, though |LSE| is below 1."""
+    generator = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(64, 1, 128, generator=generator) * 10 for _ in range(2))
+    k = k - q * (q * k).sum(-1, keepdim=True) / (q * q).sum(-1, keepdim=True)  # one key a query, nearly at right angles
+    score = (q.double() * k.double()).sum(-1) / 128**0.5
+    terms = (q.double() * k.double()).abs().sum(-1) / 128**0.5
+    assert float(score.abs().max()) < 1 and float(terms.min()) > 50
+    bound = lse_bound(score, terms, 128, None)
+    honest = ((q * k).sum(-1) / 128**0.5).double()
+    coarse, other = (((x.view(torch.int32) + 4096) & -8192).view(torch.float32) for x in (q, k))
+    tf32 = ((coarse * other).sum(-1) / 128**0.5).double()
+    assert float(((honest - score).abs() / bound).max()) < 0.5
+    assert float(((honest - score).abs() / (2.0**-20 * (1 + score.abs()))).max()) > 1, "what the old bound failed"
+    assert float(((tf32 - score).abs() / bound).max()) > 5
+
+
+def test_a_softcap_gives_room_for_its_tanh() -> None:
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    assert float(lse_bound(zero, zero, 64, 30.0)) == 2.0**-20 + 120 * 2.0**-24
+    assert float(lse_bound(zero - torch.inf, zero, 64, None)) == 2.0**-20

@@ -10,41 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dougong_compat.cases import collect_profile
-from dougong_compat.honesty import verdict_of
-from dougong_compat.manifest import read
-from dougong_compat.outcome import Outcome, Result
 from dougong_compat.report.badge import badge
-from dougong_compat.report.build import build, schema
+from dougong_compat.report.build import schema
 from dougong_compat.report.diff import diff
 from dougong_compat.report.schema_check import violations
 from dougong_compat.report.verify import faults
 from dougong_compat.report.write import write_all
-from dougong_compat.selftest.lab import TODAY
-
-
-def make(bad: int = 0) -> dict[str, Any]:
-    cases = collect_profile("smoke")
-    results = [Result(case.id, case.level, Outcome.PASS, margin=0.1, seconds=0.01, seed=7) for case in cases]
-    for result in results[:bad]:
-        result.outcome, result.message, result.link = (
-            Outcome.FAIL,
-            "wrong <tensor> & co",
-            "https://github.com/a/b/issues/1",
-        )
-    manifest = read('[capabilities]\ndtypes = ["float32"]\nfeatures = ["window"]\n', "x")
-    verdict = verdict_of("smoke", cases, results, manifest, TODAY)
-    facts = {
-        "backend": "mydev",
-        "device": "A <device>",
-        "device_type": "cpu",
-        "kernels": [],
-        "layouts": [],
-        "facts": {},
-    }
-    return build(
-        profile="smoke", facts=facts, manifest=manifest, cases=cases, results=results, verdict=verdict, seconds=1.5
-    )
+from dougong_compat.selftest.sample import sample_report as make
 
 
 def test_a_report_keeps_its_schema() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dougong_compat.case import PROFILES
 from dougong_compat.outcome import Outcome, Result
-from dougong_compat.target import Target
+from dougong_compat.target import OpenError, Target
 
 __all__ = ["fuzz", "perf", "repro", "run", "target_of"]
 
@@ -46,21 +47,24 @@ def run(
         Path("compat-report"), "--out", "-o", help="Folder for report.json, junit.xml, html, badge."
     ),
     timeout: float = typer.Option(60.0, help="Seconds that one case may take."),
+    jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Workers that share the cases on one device."),
+    budget: float = typer.Option(
+        None, min=1.0, help="Seconds after which the run is cut; the report says what was not run (and is INVALID)."
+    ),
     with_perf: bool = typer.Option(False, "--perf", help="Measure performance too (L5)."),
     as_json: bool = _JSON,
 ) -> None:
     """Run a profile and write the report."""
+    from dougong_compat.perf.measure import measure
     from dougong_compat.report.write import write_all
-    from dougong_compat.session import Session, run_profile
+    from dougong_compat.session import Session, run_profile, unopened
 
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r}: one of {', '.join(PROFILES)}")
     console = Console(stderr=True)
     session = Session(target_of(backend, plugin), profile, manifest, only=tuple(only), timeout=timeout)
-    if with_perf:
-        from dougong_compat.perf.measure import measure
-
-        session.performance = measure(session.target)
+    session.jobs, session.budget = jobs, budget
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut off or interrupted: a report all the same
     with _progress(console, quiet=as_json) as progress:
         task = progress.add_task(backend, total=None)
         bad = Counter[Outcome]()
@@ -83,7 +87,13 @@ def run(
                         f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}"
                     )
 
-        report, cases = run_profile(session, started, came)
+        try:
+            if with_perf:
+                session.performance = measure(session.target, manifest_path=manifest)
+            report, cases = run_profile(session, started, came)
+        except OpenError as error:
+            write_all(unopened(session, error), out, {})
+            raise
     write_all(report, out, {case.id: case.needs for case in cases})
     if as_json:
         print(json.dumps(report))
@@ -103,6 +113,7 @@ def summary(console: Console, report: dict[str, Any], out: Path) -> None:
     """The last lines of a run."""
     totals = report["totals"]
     colour = {"CONFORMANT": "green", "NOT": "red", "INVALID": "yellow"}[report["verdict"]]
+    totals = {**totals, "not run": len(report.get("not_run", ()))}
     counts = ", ".join(f"{count} {name}" for name, count in totals.items() if count and name != "cases")
     console.print(
         f"[bold {colour}]{report['verdict']}[/]  {report['backend']}, {report['profile']}: {counts}, "
@@ -190,6 +201,7 @@ def fuzz(
 def perf(
     backend: str = _BACKEND,
     plugin: list[str] = _PLUGIN,
+    manifest: str = _MANIFEST,
     quick: bool = typer.Option(False, help="Small shapes only."),
     out: Path = typer.Option(None, "--out", "-o", help="Write the rows as JSON here too."),
     as_json: bool = _JSON,
@@ -198,7 +210,7 @@ def perf(
     from dougong_compat.perf.measure import measure
     from dougong_compat.perf.show import table
 
-    rows = measure(target_of(backend, plugin), quick=quick)
+    rows = measure(target_of(backend, plugin), quick=quick, manifest_path=manifest)
     if out is not None:
         out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if as_json:

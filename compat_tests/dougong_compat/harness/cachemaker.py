@@ -83,6 +83,7 @@ def _empty(problem: Problem, device: torch.device) -> dict[str, torch.Tensor]:
         }
     if kind in ("giant", "wide"):
         stride = GIANT_STRIDE if kind == "giant" else 2**31 // 3
+        _check_room(sum(_giant_bytes(shape, dtype, stride) for shape in shapes.values()), device)
         return {name: _giant(shape, dtype, device, stride) for name, shape in shapes.items()}
     raise ValueError(f"unknown stride {kind!r}")
 
@@ -121,8 +122,22 @@ def _interleaved(
     return planes
 
 
+def _giant_bytes(shape: tuple[int, ...], dtype: torch.dtype, stride: int) -> int:
+    return ((shape[0] - 1) * stride + _count(shape[1:])) * dtype.itemsize
+
+
+def _check_room(size: int, device: torch.device) -> None:
+    """Leave a quarter of what is free on an accelerator, where memory is not committed lazily, to other workers."""
+    if device.type == "cpu":
+        return
+    query = getattr(torch.get_device_module(device.type), "mem_get_info", None)
+    free = query(device)[0] if query is not None else None
+    if free is not None and size > 0.75 * free:
+        raise CannotAllocate(f"{size / 2**30:.1f} GiB asked for, {free / 2**30:.1f} GiB free on {device}")
+
+
 def _giant(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, stride: int) -> torch.Tensor:
-    size = ((shape[0] - 1) * stride + _count(shape[1:])) * dtype.itemsize
+    size = _giant_bytes(shape, dtype, stride)
     try:
         if device.type == "cpu":
             flat = lazy_bytes(size).view(dtype)

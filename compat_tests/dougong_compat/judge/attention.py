@@ -11,7 +11,7 @@ from dougong_compat.numbers import same_bits
 from dougong_compat.oracle import attend, eager
 from dougong_compat.outcome import Judgement
 from dougong_compat.problem import Problem, build
-from dougong_compat.tolerance import Tolerance, judge_attention
+from dougong_compat.tolerance import Tolerance, judge_attention, lse_bound
 from dougong_compat.variants import vary
 
 __all__ = ["against_oracle", "judge", "judge_needle", "judge_variants"]
@@ -32,6 +32,7 @@ def against_oracle(
     return judge_attention(
         out, lse, truth.out, truth.lse, truth.max_score, truth.max_value,
         eager(problem) if ordinary else None, tolerance,
+        lse_bound(truth.lse, truth.terms, problem.D, problem.params["softcap"]),
     )  # fmt: skip
 
 

@@ -13,7 +13,9 @@ from dougong_compat.resolve import Resolver
 __all__ = ["measure"]
 
 
-def measure(target: Target, *, quick: bool = False, timeout: float = 300.0) -> list[dict[str, Any]]:
+def measure(
+    target: Target, *, quick: bool = False, manifest_path: str | None = None, timeout: float = 300.0
+) -> list[dict[str, Any]]:
     """One row per ceiling and shape: name, microseconds, achieved, ceiling, share (of the nearer ceiling).
 
     ``invalid`` marks a row above 100% of its ceiling or with a wrong answer: its number means nothing.
@@ -21,7 +23,7 @@ def measure(target: Target, *, quick: bool = False, timeout: float = 300.0) -> l
     rows: list[dict[str, Any]] = []
     with Worker(target, timeout=timeout) as worker:
         facts = worker.start()
-        resolver = Resolver(facts, find(facts, None, target.plugins))
+        resolver = Resolver(facts, find(facts, manifest_path, target.plugins))
         small = quick or facts["device_type"] == "cpu"
         ask = {
             "id": "L5/ceilings",

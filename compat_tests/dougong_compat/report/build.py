@@ -44,6 +44,8 @@ def build(
     seconds: float,
     restarts: int = 0,
     performance: Sequence[Mapping[str, Any]] = (),
+    jobs: int = 1,
+    not_run: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report of a run."""
     totals = Counter(result.outcome for result in results)
@@ -80,11 +82,13 @@ def build(
         },
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 2),
+        "jobs": jobs,
         "worker_restarts": restarts,
         "manifest": manifest.to_json(),
         "environment": dict(facts),
         "levels": levels,
         "cases": rows,
+        "not_run": list(not_run),
         "performance": [dict(row) for row in performance],
     }
 

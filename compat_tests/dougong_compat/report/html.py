@@ -79,7 +79,7 @@ def html(report: dict[str, Any], needs: dict[str, tuple[str, ...]] | None = None
             f"{report['seconds']:.0f} s · suite {report['suite']['version']} · {escape(_moment(report['when']))} · "
             f"tolerance {report['manifest']['tolerance']}</p>"
         ),
-        _tiles(totals, failed),
+        _tiles(totals, failed, len(report.get("not_run", ()))),
     ]
     parts += [f"<p class='{word}'>{escape(reason)}</p>" for reason in report["reasons"]]
     parts.append(_levels(report))
@@ -101,10 +101,11 @@ def _moment(when: str) -> str:
     return f"{when[:16].replace('T', ' ')} UTC"
 
 
-def _tiles(totals: dict[str, int], failed: int) -> str:
+def _tiles(totals: dict[str, int], failed: int, not_run: int) -> str:
     shown = (
         ("cases", totals["cases"], ""), ("passed", totals["pass"], "ok"), ("failed", failed, "no"),
         ("refused", totals["unsupported"], "un"), ("waived", totals["waived"], "un"),
+        *([("not run", not_run, "no")] if not_run else ()),
     )  # fmt: skip
     return "<div class='tiles'>" + "".join(
         f"<div class='tile{'' if count else ' zero'}'><b class='{kind}'>{count:,}</b><span>{name}</span></div>"
@@ -260,6 +261,7 @@ def _environment(report: dict[str, Any]) -> str:
         "python": f"{environment.get('python', '')} on {environment.get('machine', '')}",
         "manifest": report["manifest"].get("source", ""),
         "cases": f"sha256 {report['suite']['cases_sha256']}",
+        "workers": report.get("jobs", 1),
         "worker restarts": report.get("worker_restarts", 0),
         **environment.get("facts", {}),
     }

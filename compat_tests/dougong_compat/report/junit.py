@@ -9,10 +9,14 @@ __all__ = ["junit"]
 
 
 def junit(report: dict[str, Any]) -> str:
-    """One suite per level; UNSUPPORTED and WAIVED are skips."""
+    """One suite per level; UNSUPPORTED, WAIVED and cases that a cut run did not come to are skips."""
     root = ElementTree.Element("testsuites", name=f"dougong compat {report['backend']}")
+    left = [
+        {"id": name, "level": name.partition("/")[0], "outcome": "not run", "seconds": 0.0}
+        for name in report.get("not_run", ())
+    ]
     for level in report["levels"]:
-        cases = [case for case in report["cases"] if case["level"] == level]
+        cases = [case for case in [*report["cases"], *left] if case["level"] == level]
         if not cases:
             continue
         outcomes = [case["outcome"] for case in cases]
@@ -20,7 +24,7 @@ def junit(report: dict[str, Any]) -> str:
         suite = ElementTree.SubElement(
             root, "testsuite", name=level, tests=str(len(cases)),
             failures=str(sum(outcome in ("FAIL", "XPASS") for outcome in outcomes)), errors=str(errors),
-            skipped=str(sum(outcome in ("UNSUPPORTED", "WAIVED") for outcome in outcomes)),
+            skipped=str(sum(outcome in ("UNSUPPORTED", "WAIVED", "not run") for outcome in outcomes)),
             time=f"{sum(case['seconds'] for case in cases):.3f}",
         )  # fmt: skip
         for case in cases:

@@ -35,6 +35,7 @@ CHEATS: dict[str, str] = {
     "bad-exit": "ends the process",
     "bad-hang": "never answers",
     "bad-prints": "prints garbage on every stream it finds",
+    "bad-lost": "loses its device: all that follows in the process raises",
     "bad-leak": "keeps every tensor it ever made",
 }
 
@@ -116,6 +117,10 @@ class _Cheat(EagerKernel):
                 continue
         self.honest(plan, layer, q, kv, out=out, lse=lse)
 
+    def lost(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
+        self.device.gone = True  # type: ignore[attr-defined]
+        self.device.synchronize()
+
     def leak(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
         self._kept.extend(torch.empty(8) for _ in range(4))
         self.honest(plan, layer, q, kv, out=out, lse=lse)
@@ -126,10 +131,16 @@ class BadDevice(EagerDevice):
 
     provider = ""
     label = ""
+    gone = False
 
     @property
     def name(self) -> str:
         return self.label
+
+    def synchronize(self) -> None:
+        if self.gone:
+            raise RuntimeError("an illegal address was encountered")
+        super().synchronize()
 
 
 def _device(label: str) -> type[BadDevice]:

@@ -28,6 +28,11 @@ __all__ = ["harvest"]
 def harvest(only: Sequence[str] = (), count: int = 60) -> Iterator[dict[str, Any]]:
     """Entries of corpus.json, at most one for each planted bug whose name holds one of ``only``; no two alike."""
     seen: set[str] = set()
+    with Worker(Target("honest-eager", (HONEST["honest-eager"],)), timeout=5.0) as worker:
+        yield from _harvest(worker, only, count, seen)
+
+
+def _harvest(worker: Worker, only: Sequence[str], count: int, seen: set[str]) -> Iterator[dict[str, Any]]:
     for mutant in all_mutants():
         if only and not any(text in mutant.name for text in only):
             continue
@@ -35,11 +40,11 @@ def harvest(only: Sequence[str] = (), count: int = 60) -> Iterator[dict[str, Any
             continue
         target = Target(mutant.backend, (HONEST[mutant.backend],), mutant.name)
         try:
-            failure = search(target, count=count, seed=0)["failure"]
+            failure = search(target, count=count, seed=0, worker=worker)["failure"]
         except OpenError:
             continue
         text = json.dumps(failure and failure["params"], sort_keys=True)
-        if failure is None or text in seen or not _passes_without(mutant, failure):
+        if failure is None or text in seen or not _passes_without(worker, mutant, failure):
             continue
         seen.add(text)
         yield {
@@ -48,11 +53,11 @@ def harvest(only: Sequence[str] = (), count: int = 60) -> Iterator[dict[str, Any
         }  # fmt: skip
 
 
-def _passes_without(mutant: Mutant, failure: dict[str, Any]) -> bool:
+def _passes_without(worker: Worker, mutant: Mutant, failure: dict[str, Any]) -> bool:
     """Whether the honest kernel answers rightly: what fails with and without the bug says nothing of it."""
     case = attention_case("fuzz", failure["id"].rpartition("/")[2], failure["params"])
-    with Worker(Target(mutant.backend, (HONEST[mutant.backend],))) as worker:
-        result, _ = run_one(worker, dataclasses.replace(case, seed=failure["seed"]))
+    worker.open(Target(mutant.backend, (HONEST[mutant.backend],)))
+    result, _ = run_one(worker, dataclasses.replace(case, seed=failure["seed"]))
     if result.outcome.bad:
         print(f"{mutant.name}: fails without the bug too: {result.message[:200]}", file=sys.stderr)
     return not result.outcome.bad

@@ -18,7 +18,7 @@ __all__ = ["BUGS", "agrees", "survivors", "tiny_problems"]
 BUGS: dict[str, tuple[str, str]] = {
     "strict-causal": ("visible &= distance <= 0", "visible &= distance < 0"),
     "window-plus-one": ('visible &= distance.abs() < p["window"]', 'visible &= distance.abs() <= p["window"]'),
-    "top-left": ("kv_len - q_len)\n    return truth", "0)\n    return truth"),
+    "top-left": ("scores, v, kv_len - q_len)", "scores, v, 0)"),
     "softcap-dropped": ('scores = p["softcap"] * torch.tanh(scores / p["softcap"])', "pass"),
     "alibi-sign": (
         "problem.slopes.double()[None, :, None] * distance",
@@ -36,6 +36,12 @@ BUGS: dict[str, tuple[str, str]] = {
     "scale-dropped": ('torch.einsum("qhd,shd->qhs", q, k) * problem.scale', 'torch.einsum("qhd,shd->qhs", q, k)'),
     "k-scale-dropped": ("(problem.k[span].double() * k_scale)", "(problem.k[span].double())"),
     "v-scale-dropped": ("(problem.v[span].double() * v_scale)", "(problem.v[span].double())"),
+    "terms-cancel": ("q.abs(), k.abs()", "q, k"),
+    "terms-unweighted": ("(shares * sizes).sum(-1)", "sizes.sum(-1)"),
+    "terms-with-the-sink": (
+        "    shares = weights / torch.where(total > 0, total, 1.0)[..., None]\n",
+        "    shares = weights / (total + 1)[..., None]\n",
+    ),
     "scale-on-plain": ("    if not problem.quantised:\n        return 1.0, 1.0\n", ""),
 }
 
@@ -63,12 +69,10 @@ def agrees(attend: Any) -> bool:
     """Whether an oracle agrees with the loops on every tiny problem, to 1e-11."""
     for problem in tiny_problems():
         truth = attend(problem)
-        out, lse = attend_loops(problem)
-        want, want_lse = torch.tensor(out, dtype=torch.float64), torch.tensor(lse, dtype=torch.float64)
-        if not torch.allclose(truth.out, want.reshape(truth.out.shape), rtol=1e-6, atol=1e-9):
-            return False
-        if not torch.allclose(truth.lse, want_lse, rtol=1e-6, atol=1e-9):
-            return False
+        for got, loops in zip((truth.out, truth.lse, truth.terms), attend_loops(problem), strict=True):
+            want = torch.tensor(loops, dtype=torch.float64).reshape(got.shape)
+            if not torch.allclose(got, want, rtol=1e-6, atol=1e-9):
+                return False
     return True
 
 

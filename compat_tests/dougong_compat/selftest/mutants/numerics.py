@@ -7,6 +7,8 @@ from dougong_compat.selftest.mutants.mutant import Mutant
 __all__ = ["MUTANTS"]
 
 _RE = "L1/regression/"
+_LSE_CASE = "L1/attention/feature/lse-decode-h6k2-d64-lse"
+_EAGER_END = "        return self.values(weights, v), lse\n\n\nclass TiledKernel"
 _CAP = "            s = spec.softcap * torch.tanh(s / spec.softcap)\n"
 _K_SCALE = "            k = k * layer.k_scale\n"
 _V_SCALE = "            v = v * layer.v_scale\n"
@@ -31,7 +33,7 @@ MUTANTS = [
     ),
     Mutant(
         "sink-in-the-lse", "honest-eager", f"{_RE}48-rocm-libraries-12227-sink-per-split/decode",
-        "        return self.values(weights, v), lse\n\n\nclass TiledKernel", "        return self.values(weights, v), total\n\n\nclass TiledKernel", 48,
+        _EAGER_END, "        return self.values(weights, v), total\n\n\nclass TiledKernel", 48,
     ),
     Mutant(
         "sinks-unreachable", "honest-tiled", f"{_RE}48-rocm-libraries-12227-sink-per-split/extend",
@@ -96,6 +98,17 @@ MUTANTS = [
         "lse-base-two", "honest-eager", "L1/attention/feature/lse-decode-h6k2-d64-lse",
         "                lse[start:stop] = got_lse\n", "                lse[start:stop] = got_lse * 1.4426950408889634\n", 54,
     ),
+    # out is right in these three: only the rule for the LSE can see them
+    Mutant("lse-in-half", "honest-tiled", _LSE_CASE, "                lse[start:stop] = got_lse\n", "                lse[start:stop] = got_lse.half()\n"),
+    Mutant(
+        "lse-of-half-scores", "honest-eager", _LSE_CASE, _EAGER_END,
+        "        return self.values(weights, v), torch.logsumexp(s.half().float(), -1)\n\n\nclass TiledKernel",
+    ),
+    Mutant(
+        "lse-of-tf32-products", "honest-eager", _LSE_CASE, _EAGER_END,
+        "        q, k = (((x.contiguous().view(torch.int32) + 4096) & -8192).view(torch.float32) for x in (q, k))\n"
+        "        return self.values(weights, v), torch.logsumexp(self.scores(layer, q, k, distance, scale), -1)\n\n\nclass TiledKernel",
+    ),
     Mutant(
         "empty-split-merged", "honest-split", f"{_RE}55-aiter-4711-empty-split/129-257-513",
         "        lse = torch.logsumexp(lses, 0)\n",
@@ -128,7 +141,7 @@ MUTANTS = [
     ),
     Mutant(
         "weights-in-bfloat16", "honest-eager", "L1/attention/mandatory/long-h8k1-d64",
-        "        return self.values(weights, v), lse\n\n\nclass TiledKernel",
+        _EAGER_END,
         "        return self.values(weights.bfloat16().float(), v), lse\n\n\nclass TiledKernel",
     ),
     Mutant(

@@ -1,0 +1,151 @@
+"""Several workers on one device, and runs that are cut: who is asked what, and what the report says of the rest."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dougong_compat.case import Case
+from dougong_compat.cases import collect_profile
+from dougong_compat.crew import is_heavy, shares
+from dougong_compat.manifest import find
+from dougong_compat.outcome import Result
+from dougong_compat.pool import Clock, OpenError, Target, Worker
+from dougong_compat.problem import DEFAULTS
+from dougong_compat.report.build import schema
+from dougong_compat.report.junit import junit
+from dougong_compat.report.schema_check import violations
+from dougong_compat.report.verify import faults
+from dougong_compat.resolve import Resolver
+from dougong_compat.session import Session, run_profile, unopened
+
+HONEST = Target("honest-tiled", ("dougong_compat.selftest.honest",))
+FACTS = {
+    "backend": "cpu", "device_type": "cuda", "dtypes": ["bfloat16"],
+    "layouts": [{"name": "nhd", "planes": ["b n h d", "b n h d"], "default": 16, "blocks": [16, 32]}],
+}  # fmt: skip
+
+
+def requests_of(profile: str) -> list[dict[str, Any]]:
+    resolver = Resolver(FACTS, find({**FACTS, "backend": "cpu"}))
+    return [resolver.request(case, declared=True) for case in collect_profile(profile)]
+
+
+def test_every_case_is_in_one_share() -> None:
+    requests = requests_of("core")
+    alone, heavy, cut = shares(requests, 8)
+    assert sorted([*alone, *heavy, *(at for share in cut for at in share)]) == list(range(len(requests)))
+    assert [requests[at]["id"] for at in alone] == ["L0/device/memory"]
+    assert len(heavy) >= 10 and all(is_heavy(requests[at]) and requests[at]["heavy"] for at in heavy)
+    assert max(len(share) for share in cut) <= 40
+    engine = [len(share) for share in cut if requests[share[0]]["kind"] == "engine"]
+    assert engine == [len(share) for share in cut[: len(engine)]] and max(engine) <= 4
+
+
+def test_cases_of_one_kernel_shape_stay_together() -> None:
+    """A kernel that compiles when first used is then compiled in one process."""
+    requests = requests_of("core")
+    _, _, cut = shares(requests, 8)
+    where: dict[str, list[int]] = {}
+    for index, share in enumerate(cut):
+        for at in share:
+            params = {**DEFAULTS, **requests[at]["params"]}
+            if requests[at]["kind"] == "attention":
+                # all that cases of L1/attention differ in, but for lengths and contents
+                fixed = (
+                    "rows",
+                    "tail",
+                    "table_tail",
+                    "dead",
+                    "width",
+                    "slack",
+                    "q_pack",
+                    "host_len",
+                    "write",
+                    "values",
+                )
+                shape = {name: value for name, value in params.items() if name not in (*fixed, "guard", "spare")}
+                where.setdefault(json.dumps(shape, sort_keys=True), []).append(index)
+    apart = sum(len(set(found)) > 1 for found in where.values())
+    assert len(where) > 1000 and apart < len(where) / 20
+
+
+def test_one_worker_is_asked_everything_in_order() -> None:
+    requests = requests_of("smoke")
+    assert shares(requests, 1) == ([], [], [list(range(len(requests)))])
+    assert shares([], 1) == ([], [], [])
+
+
+def selection(*, interrupt: int = 0, **more: Any) -> tuple[dict[str, Any], list[Case]]:
+    """A run of a few cases; ``interrupt``: the user loses patience after so many results."""
+    seen = 0
+
+    def came(result: Result) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == interrupt:
+            raise KeyboardInterrupt
+
+    return run_profile(Session(HONEST, "smoke", only=("L1/attention/mandatory/*-d64",), **more), on_result=came)
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(3, marks=pytest.mark.prove)])
+def test_an_interrupted_run_reports_what_it_has(jobs: int) -> None:
+    report, cases = selection(interrupt=5, jobs=jobs)
+    done = [case["id"] for case in report["cases"]]
+    assert 5 <= len(done) < len(cases) and sorted(done + report["not_run"]) == sorted(case.id for case in cases)
+    assert report["verdict"] == "INVALID" and "interrupted" in " ".join(report["reasons"])
+    assert all(case["outcome"] == "PASS" for case in report["cases"]), "the interrupt is nobody's crash"
+    assert violations(json.loads(json.dumps(report)), schema()) == [] and faults(report) == []
+    assert junit(report).count("not run") == len(report["not_run"])
+
+
+def test_a_spent_budget_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is over before the first case: nothing has an outcome, and nothing is called a failure."""
+    monkeypatch.setattr("dougong_compat.session.Clock", lambda budget: Clock(0.0))
+    report, cases = selection(budget=1.0)
+    assert report["cases"] == [] and report["not_run"] == [case.id for case in cases]
+    assert "the budget of 1 s was spent" in " ".join(report["reasons"])
+
+
+def test_a_case_under_way_when_time_is_up_has_no_outcome(lab: Any) -> None:
+    lab.worker.open(Target("bad-hang", ("dougong_compat.selftest.cheats",)))
+    request = Resolver(lab.worker.facts, find({**lab.worker.facts, "backend": "honest-tiled"})).request(
+        next(case for case in collect_profile("smoke") if case.id == "L1/attention/mandatory/decode-h4k1-d64"),
+        declared=True,
+    )
+    assert list(lab.worker.ask([request, request], Clock(0.5))) == []
+
+
+def test_a_worker_that_cannot_come_back_costs_its_cases_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(HONEST)
+    starts = []
+
+    def start() -> dict[str, Any]:
+        starts.append(1)
+        raise OpenError("no device any more")
+
+    monkeypatch.setattr(worker, "start", start)
+    with pytest.raises(OpenError):
+        list(worker.ask([{"id": "a"}]))
+    worker.started = True  # it ran before
+    answers = list(worker.ask([{"id": str(at)} for at in range(10)]))
+    assert [answer.fate for answer in answers] == ["crash"] * 10 and len(starts) == 4
+    assert "no device any more" in answers[-1].detail
+
+
+def test_a_backend_that_cannot_be_opened_gets_a_report() -> None:
+    report = unopened(Session(Target("nobody"), "smoke"), OpenError("backend 'nobody' is not known"))
+    assert violations(json.loads(json.dumps(report)), schema()) == [] and faults(report) == []
+    assert report["verdict"] == "INVALID" and "nobody" in report["reasons"][0]
+    assert len(report["not_run"]) == len(collect_profile("smoke"))
+
+
+@pytest.mark.prove
+def test_several_workers_find_what_one_finds() -> None:
+    one, _ = selection()
+    three, _ = selection(jobs=3)
+    facts = [[(case["id"], case["outcome"], case.get("margin")) for case in report["cases"]] for report in (one, three)]
+    assert facts[0] == facts[1] and (one["jobs"], three["jobs"]) == (1, 3)
