@@ -15,8 +15,8 @@ __all__ = ["Truth", "attend", "eager"]
 class Truth:
     """out [T, H, Dv] and lse [T, H] float64; max_score, max_value [T, H]: the largest |score| and |V| seen.
 
-    terms [T, H]: what the scores were summed from, ``scale * sum_d |q_d k_d|``, as the softmax weighs it, without the sink.
-    It says how far float32 may carry the LSE off.
+    terms [T, H]: what the scores were summed from, ``scale * sum_d |q_d k_d|``, as the softmax weighs it, no sink in
+    it. It says how far float32 may carry the LSE off.
     """
 
     out: torch.Tensor
