@@ -26,7 +26,11 @@ def probe() -> Probe:
         )
     status = driver.cuInit(0)
     if status != 0:
-        return Probe(ok=False, reason=f"the NVIDIA driver finds no device (cuInit gave {status})")
+        return Probe(
+            ok=False,
+            reason=f"the NVIDIA driver finds no device (cuInit gave {status})",
+            remedy="See what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES hides the device.",
+        )
     found = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(found))
     if found.value < _OLDEST_DRIVER:
@@ -65,6 +69,13 @@ def _devices(driver: ctypes.CDLL) -> Probe:
         driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
         (names if major.value >= 8 else old).append(name.value.decode(errors="replace"))
     if not names:
-        what = f"{', '.join(old)}: older than compute capability 8.0" if old else "the driver lists no device"
-        return Probe(ok=False, reason=what)
+        if old:
+            return Probe(
+                ok=False,
+                reason=f"{', '.join(old)}: older than compute capability 8.0",
+                remedy="The kernels need a GPU of compute capability 8.0 or newer (A100 and later).",
+            )
+        return Probe(
+            ok=False, reason="the driver lists no device", remedy="See whether CUDA_VISIBLE_DEVICES hides them."
+        )
     return Probe(ok=True, reason=f"{len(names)} device(s)", devices=tuple(names))

@@ -30,6 +30,8 @@ _BUILT_IN = {
     "none": WeightFormat(name="none"),
     "int8": WeightFormat(name="int8", linear="int8", head="int8"),
     "int4": WeightFormat(name="int4", linear="int4", head="int8"),
+    # Activations are rounded too: the head keeps the model's dtype.
+    "fp8": WeightFormat(name="fp8", linear="fp8"),
 }
 
 
