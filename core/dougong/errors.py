@@ -13,6 +13,7 @@
     ├── CacheMemoryError            the KV cache does not fit in the device's memory
     ├── InvalidRequestError         one request is wrong; the others go on (also a ValueError)
     └── EngineError                 a step failed; the requests in it carry the cause
+        ├── DeviceLostError         the device answers no more; the engine has ended
         └── NumericalError          a row produced NaN logits
 
 A message says what was asked, what was found, what is allowed and what to do. Nothing here imports
@@ -25,6 +26,7 @@ __all__ = [
     "BackendNotFoundError",
     "CacheMemoryError",
     "ConfigError",
+    "DeviceLostError",
     "DougongError",
     "EngineError",
     "InvalidRequestError",
@@ -84,7 +86,7 @@ class KernelSelectionError(DougongError):
 
 
 class ModelLoadError(DougongError):
-    """A model's files are missing, corrupt, or do not match one another."""
+    """A model's files are missing, corrupt, do not match one another, or do not fit in the device's memory."""
 
 
 class CacheMemoryError(DougongError):
@@ -97,6 +99,11 @@ class InvalidRequestError(DougongError, ValueError):
 
 class EngineError(DougongError):
     """A step failed. Requests that were part of it end with this cause."""
+
+
+class DeviceLostError(EngineError):
+    """The device answers no more: all requests end with this cause, and the engine with them. A new process may find
+    it well again."""
 
 
 class NumericalError(EngineError):

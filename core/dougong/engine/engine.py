@@ -17,8 +17,9 @@ from dougong.engine.kv_transfer import open_transfer
 from dougong.engine.logprobs import LogprobReader
 from dougong.engine.prompt import Prompt, PromptReader
 from dougong.engine.stats import EngineStats
-from dougong.errors import EngineError, InvalidRequestError
+from dougong.errors import DeviceLostError, EngineError, InvalidRequestError
 from dougong.execution import ModelRunner, PendingStep, StepResult, TokenLogprobs
+from dougong.execution.runner import first_line
 from dougong.kv import KVCacheManager
 from dougong.models import get_tokenizer
 from dougong.plugins import Plugins, StepRecord, load_plugins
@@ -102,6 +103,7 @@ class Engine:
         self._touched: dict[RequestGroup, None] = {}  # in the order in which they changed
         self._arrivals = 0
         self._closed = False
+        self._lost: DeviceLostError | None = None
 
     def _load_tokenizer(self) -> Any:
         config = self.config
@@ -134,10 +136,12 @@ class Engine:
 
         Raises:
             InvalidRequestError: it can never be served; nothing was taken, and the others are unharmed.
-            EngineError: the engine is closed.
+            EngineError: the engine is closed, or its device is lost.
         """
         if self._closed:
             raise EngineError("the engine is closed; make a new one.")
+        if self._lost is not None:
+            raise self._lost
         if request_id in self._groups:
             raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
         read = self.prompts.read(prompt)
@@ -221,7 +225,12 @@ class Engine:
         """Run one step; returns the requests that changed.
 
         With overlap on, a step is launched before the one before it is taken back.
+
+        Raises:
+            DeviceLostError: the device answers no more; every request has ended with this cause.
         """
+        if self._lost is not None:
+            raise self._lost
         started = perf_counter()
         plan = self.scheduler.schedule()
         if plan is not None:
@@ -305,6 +314,9 @@ class Engine:
             except Exception as raised:
                 log.exception("a step of %d rows failed", flight.plan.num_rows)
                 error = raised
+        fault = self.runner.device_fault()
+        if fault:
+            raise self._lose(error, fault) from error
         cause = EngineError(f"the step failed: {type(error).__name__}: {error}")
         # Block-table changes of any running request may be lost, and siblings may read blocks never written.
         for request in {*flight.plan.requests, *self.scheduler.running()}:
@@ -312,6 +324,27 @@ class Engine:
             for one in completion.group.completions if completion is not None else ():
                 self._fail(one.request, cause)
         return StepResult([None] * flight.plan.num_rows)
+
+    def _lose(self, error: Exception, fault: str) -> DeviceLostError:
+        """The device is gone: end every request, forget what is under way. Nothing here asks it for anything."""
+        found = f"{type(error).__name__}: {first_line(error)}"
+        self._lost = DeviceLostError(
+            f"the device is lost: a step failed ({found}) and {self.runner.backend.device.name} answers no more"
+            f"{'' if fault == found else f' ({fault})'}. Requests that ran or waited have ended with this cause. Start "
+            "the process again (a server does so by itself); if it comes back, look at the driver's log."
+        )
+        log.error("%s", self._lost)
+        text = f"{type(self._lost).__name__}: {self._lost}"
+        for group in self._groups.values():
+            for completion in group.completions:
+                if not completion.output.finished:
+                    completion.finish(FinishReason.ERROR, None, text)
+                    group.finished_one()
+        self._groups.clear()
+        self._completions.clear()
+        self._touched.clear()
+        self._flights.clear()
+        return self._lost
 
     def _publish(self, plan: StepPlan, result: StepResult, events: list[TokenEvent]) -> None:
         """Hand the new tokens out. This loop is what a step costs per token: keep it bare."""
@@ -443,9 +476,15 @@ class Engine:
         self._closed = True
         for request_id in list(self._groups):
             self.abort(request_id)
-        while self._flights:
-            self._land(self._flights.popleft())
-        if self.transfer is not None:
-            self.transfer.close()
+        try:
+            while self._flights:
+                self._land(self._flights.popleft())
+            if self.transfer is not None:
+                self.transfer.close()
+        except RuntimeError:  # a copy from a device that is lost
+            if self._lost is None:
+                raise
+        except DeviceLostError:  # it says so itself
+            pass
         self.grammars.close()
         self.runner.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -29,7 +30,9 @@ from dougong.models import LoadedModel
 from dougong.plugins import Plugins
 from dougong.scheduling import StepPlan
 
-__all__ = ["ModelRunner"]
+__all__ = ["ModelRunner", "first_line"]
+
+log = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -294,15 +297,35 @@ class ModelRunner:
         staged = self._parts.batch.stage(delta, rows=key.rows, tokens=key.tokens, tables=tables, decode=key.decode)
         self._forward(delta, staged, key, StepTimings())
 
+    def device_fault(self) -> str:
+        """Why the device cannot be used any more, asked after a step that failed; '' if it still answers. Drivers
+        refuse all further work of a process after some errors, and none after others: only trying tells."""
+        try:
+            self.backend.device.synchronize()
+        except Exception as error:
+            return f"{type(error).__name__}: {first_line(error)}"
+        return ""
+
     def close(self) -> None:
-        """Wait for the device, and let go of graphs, cache and weights."""
+        """Wait for the device, and let go of graphs, cache and weights. A device that is lost is not waited for."""
         if self._closed:
             return
         self._closed = True
         self._guides.close()
-        self.backend.device.synchronize()
-        self._parts.release()
+        fault = self.device_fault()
+        if fault:
+            log.warning("%s does not answer (%s); its memory goes with the process", self.backend.device.name, fault)
+        try:
+            self._parts.release()
+        except RuntimeError:
+            if not fault:
+                raise
         self._ranks.close()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; drivers' errors go on with advice for those who write kernels."""
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _resolve(token_ids: torch.Tensor, last_token: torch.Tensor) -> torch.Tensor:
