@@ -135,7 +135,8 @@ def _chosen(
     for one in [layout] if layout.name == NHD.name else [layout, NHD]:
         query = AttentionQuery(spec=spec, layout=one, block_size=one.default_block)
         ask(f"attention ({one.name}, block {one.default_block})", lambda query=query: backend.choose_attention(query))
-    for form in ("dense", "int8", "int4"):
+    offered = {feature for one in backend.candidates.get("linear", ()) for feature in one.spec.features}
+    for form in ("dense", "int8", "int4", *sorted(offered - {"int8", "int4"})):
         linear = LinearQuery(in_features=heads * head_dim, out_features=heads * head_dim, dtype=wanted, format=form)
         ask(f"linear ({form})", lambda linear=linear: backend.choose_linear(linear))
     try:

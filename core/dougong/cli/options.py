@@ -28,7 +28,9 @@ Backend = Annotated[
     typer.Option("--backend", "-b", help="Accelerator to use (see `dougong doctor`); default: the best here."),
 ]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
-Quantization = Annotated[str | None, typer.Option(help="int8 or int4 weights, or a plugin's format.")]
+Quantization = Annotated[
+    str | None, typer.Option(help="int8 or int4 weights, fp8 weights and activations, or a plugin's format.")
+]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt and answer together, in tokens.")]
 MaxSeqs = Annotated[int, typer.Option("--max-num-seqs", help="Most requests that run at once.")]
 MaxTokensPerStep = Annotated[int | None, typer.Option("--max-num-batched-tokens", help="Tokens computed in one step.")]

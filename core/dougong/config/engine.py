@@ -48,7 +48,7 @@ class EngineConfig:
     load_format: str = "auto"
     """``dummy``: random weights of the config's shapes."""
     quantization: str | None = None
-    """``int8`` or ``int4`` weights, or the name of a plugin's format; None: as the files say."""
+    """``int8`` or ``int4`` weights, ``fp8`` weights and activations, or a plugin's format; None: as the files say."""
     kv_cache_dtype: str = "auto"
     """Data type of the KV cache; auto: the model's. int8 and fp8 hold about twice the tokens."""
     max_model_len: int | None = None

@@ -20,8 +20,9 @@ __all__ = ["LinearKernel", "LinearQuery", "QuantizedWeight"]
 class LinearQuery:
     """A linear layer: y[..., O] = x[..., I] · Wᵀ + b.
 
-    ``format`` is ``"dense"`` (the weight in ``dtype``), ``"int8"`` (a scale per output row) or ``"int4"``
-    (groups of ``group_size`` along I with a scale and a minimum each).
+    ``format`` is ``"dense"`` (the weight in ``dtype``), ``"int8"`` (a scale per output row), ``"int4"`` (groups of
+    ``group_size`` along I with a scale and a minimum each) or ``"fp8"`` (a scale per output row, and the activations
+    rounded too, with a scale per token; it has no reference: a device without such products refuses it).
     """
 
     in_features: int
