@@ -138,8 +138,5 @@ def _declared(kv_cache_spec: Any, vllm_config: Any) -> KernelSpec:
         window=getattr(kv_cache_spec, "sliding_window", None),
         dtype=kv_cache_spec.dtype,
     )
-    query = AttentionQuery(
-        spec=spec, layout=NHD, block_size=kv_cache_spec.block_size, strided=True,
-        max_kv_len=vllm_config.model_config.max_model_len,
-    )  # fmt: skip
+    query = AttentionQuery(spec=spec, layout=NHD, block_size=kv_cache_spec.block_size, strided=True)
     return backend_for(torch.device(current_platform.device_type)).choose_attention(query).spec
