@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from dougong.plugins import ABI, KernelSpec
+from dougong.plugins import KernelSpec
+from dougong_kernels import CONTRACT
 
 if TYPE_CHECKING:
     from dougong.hal import Device
@@ -54,7 +55,7 @@ def kernel_specs(device: Device, *, priority: int = 0, graph: str = "capture") -
         KernelSpec(
             op="attention",
             provider=name,
-            abi=ABI,
+            abi=CONTRACT,
             target=f"dougong_kernels.attention:{cls}",
             features=FEATURES,
             layouts=LAYOUTS,
@@ -73,7 +74,7 @@ def kernel_specs(device: Device, *, priority: int = 0, graph: str = "capture") -
         KernelSpec(
             op=op,
             provider=PROVIDER,
-            abi=ABI,
+            abi=CONTRACT,
             target=f"dougong_kernels.ops.{module}:{op}",
             layouts=LAYOUTS if op == "qk_norm_rope_write" else (),
             dtypes=dtypes,
@@ -88,7 +89,7 @@ def kernel_specs(device: Device, *, priority: int = 0, graph: str = "capture") -
         KernelSpec(
             op="linear",
             provider=PROVIDER,
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_kernels.ops.gemv:TritonLinear",
             dtypes=frozenset({"bfloat16", "float16"}),
             priority=priority,

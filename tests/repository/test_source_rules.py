@@ -56,6 +56,19 @@ def code_tokens(path: Path) -> Iterator[tuple[int, str]]:
                 yield token.start[0], token.string
 
 
+def test_distributions_name_the_contract_they_were_written_for() -> None:
+    """One that imported the core's own number would fit every core that it is ever installed beside."""
+    folders = [ROOT / name for name in ("backends", "kernels", "plugins")]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in python_files()
+        if any(folder in path.parents for folder in folders) and "tests" not in path.parts
+        for line, token in code_tokens(path)
+        if token == "ABI"
+    ]
+    assert not found, f"a literal belongs there: {found}"
+
+
 def test_no_vendor_name_above_hal() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {text}"

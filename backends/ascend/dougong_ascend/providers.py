@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dougong.plugins import ABI, KernelSpec
+from dougong.plugins import KernelSpec
+from dougong_ascend import CONTRACT
 
 if TYPE_CHECKING:
     from dougong_ascend.device import AscendDevice
@@ -19,7 +20,7 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
     """Every implementation on offer for ``device``."""
     ops = [
         KernelSpec(
-            op=op, provider="npu", abi=ABI, target=f"dougong_ascend.ops:{op}",
+            op=op, provider="npu", abi=CONTRACT, target=f"dougong_ascend.ops:{op}",
             dtypes=frozenset({"float16", "bfloat16", "float32"}), priority=100, graph="capture",
         )
         for op in _OPS
@@ -28,7 +29,7 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
         paged = KernelSpec(
             op="attention",
             provider="atb paged attention",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_ascend.attention_310p:PagedAttention310P",
             features=frozenset({"noncausal"}),
             layouts=("nz16",),
@@ -40,7 +41,7 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
         write = KernelSpec(
             op="qk_norm_rope_write",
             provider="npu",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_ascend.ops:qk_norm_rope_write_310p",
             layouts=("nz16",),
             dtypes=frozenset({"float16"}),
@@ -50,7 +51,7 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
     fused = KernelSpec(
         op="attention",
         provider="npu fused infer attention",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_ascend.attention:FusedAttention",
         features=frozenset({"window", "sinks", "lse", "noncausal", "ragged", "kv_int8"}),
         layouts=("nhd", "hnd"),
@@ -71,7 +72,7 @@ def kernel_specs(device: AscendDevice) -> list[KernelSpec]:
     latent = KernelSpec(
         op="attention",
         provider="npu fused infer attention (MLA)",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_ascend.latent:LatentAttention",
         features=frozenset({"latent"}),
         layouts=("latent_rope",),

@@ -11,11 +11,14 @@ import platform
 from collections.abc import Iterable
 from typing import Any
 
-from dougong.plugins import ABI, BackendSpec, KernelSpec, Probe, hookimpl
+from dougong.plugins import BackendSpec, KernelSpec, Probe, hookimpl
 
 __all__ = ["dougong_backends", "dougong_kernels"]
 
 __version__ = "0.1.0"
+
+#: The contract this package was written for: a literal, so that a newer core can tell. Never import the core's own.
+CONTRACT = (0, 1)
 
 _FLOATS = frozenset({"float32", "bfloat16", "float16"})
 _ATTENTION = frozenset(
@@ -35,7 +38,7 @@ def _probe() -> Probe:
 def dougong_backends() -> Iterable[BackendSpec]:
     yield BackendSpec(
         name="cpu",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_cpu.device:CpuDevice",
         probe=_probe,
         score=0,
@@ -53,7 +56,7 @@ def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec]:
     yield KernelSpec(
         op="attention",
         provider="cpu-native",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_cpu.attention:CpuAttention",
         features=_ATTENTION,
         layouts=("nhd", "hnd"),
@@ -65,7 +68,7 @@ def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec]:
     yield KernelSpec(
         op="linear",
         provider="cpu-native",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_cpu.linear:CpuLinear",
         features=frozenset({"int8", "int4"}),
         dtypes=_FLOATS,
@@ -77,7 +80,7 @@ def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec]:
         yield KernelSpec(
             op=op,
             provider="cpu-native",
-            abi=ABI,
+            abi=CONTRACT,
             target=f"dougong_cpu.ops:{op}",
             layouts=("nhd", "hnd") if op == "qk_norm_rope_write" else (),
             dtypes=_FLOATS,

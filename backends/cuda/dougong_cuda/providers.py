@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dougong.plugins import ABI, KernelSpec
-from dougong_cuda import sdk
+from dougong.plugins import KernelSpec
+from dougong_cuda import CONTRACT, sdk
 
 if TYPE_CHECKING:
     from dougong_cuda.device import CudaDevice
@@ -30,7 +30,7 @@ def kernel_specs(device: CudaDevice) -> list[KernelSpec]:
         KernelSpec(
             op="attention",
             provider="triton + flash-attention",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_cuda.flash:LongPromptAttention",
             features=features,
             layouts=("nhd",),
@@ -43,7 +43,7 @@ def kernel_specs(device: CudaDevice) -> list[KernelSpec]:
         KernelSpec(
             op="attention",
             provider="flash-attention",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_cuda.flash:FlashAttention",
             features=features,
             layouts=("nhd",),
@@ -56,7 +56,7 @@ def kernel_specs(device: CudaDevice) -> list[KernelSpec]:
         KernelSpec(
             op="attention",
             provider="flashinfer",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_cuda.flash_infer:FlashInferAttention",
             features=features,
             layouts=("nhd", "hnd"),
@@ -68,7 +68,7 @@ def kernel_specs(device: CudaDevice) -> list[KernelSpec]:
         KernelSpec(
             op="attention",
             provider="torch varlen",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_cuda.varlen:VarlenAttention",
             features=features - {"softcap", "lse"},
             dtypes=_FLOATS,
@@ -78,7 +78,7 @@ def kernel_specs(device: CudaDevice) -> list[KernelSpec]:
         KernelSpec(
             op="linear",
             provider="torch fp8",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_cuda.fp8:Fp8Linear",
             features=frozenset({"fp8"}),
             dtypes=frozenset({"bfloat16"}),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dougong.plugins import ABI, BackendSpec, KernelSpec, hookimpl
+from dougong.plugins import BackendSpec, KernelSpec, hookimpl
 from dougong_rocm.probe import probe
 
 __version__ = "0.1.0"
+
+#: The contract this package was written for: a literal, so that a newer core can tell. Never import the core's own.
+CONTRACT = (0, 1)
 
 
 @hookimpl
@@ -15,7 +18,7 @@ def dougong_backends() -> list[BackendSpec]:
     return [
         BackendSpec(
             name="rocm",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_rocm.device:RocmDevice",
             probe=probe,
             score=100,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from dougong.plugins import ABI, KernelSpec
+from dougong.plugins import KernelSpec
+from dougong_rocm import CONTRACT
 
 if TYPE_CHECKING:
     from dougong_rocm.device import RocmDevice
@@ -20,7 +21,7 @@ def kernel_specs(device: RocmDevice) -> list[KernelSpec]:
     aiter = KernelSpec(
         op="attention",
         provider="aiter",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_rocm.aiter:AiterAttention",
         features=frozenset({"softcap", "noncausal", "ragged"}),
         layouts=("nhd",),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dougong.plugins import ABI, KernelSpec
-from dougong_xpu import sdk
+from dougong.plugins import KernelSpec
+from dougong_xpu import CONTRACT, sdk
 
 if TYPE_CHECKING:
     from dougong_xpu.device import XpuDevice
@@ -23,7 +23,7 @@ def kernel_specs(device: XpuDevice) -> list[KernelSpec]:
     vllm = KernelSpec(
         op="attention",
         provider="vllm-xpu-kernels",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_xpu.flash:VllmAttention",
         features=frozenset({"window", "noncausal", "ragged", "kv_fp8_e4m3"}),
         layouts=("nhd",),
@@ -36,7 +36,7 @@ def kernel_specs(device: XpuDevice) -> list[KernelSpec]:
     sgl = KernelSpec(
         op="attention",
         provider="sgl-kernel-xpu",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_xpu.flash:SglAttention",
         features=frozenset({"window", "noncausal"}),
         layouts=("nhd",),
@@ -49,7 +49,7 @@ def kernel_specs(device: XpuDevice) -> list[KernelSpec]:
     ipex = KernelSpec(
         op="attention",
         provider="intel-extension-for-pytorch",
-        abi=ABI,
+        abi=CONTRACT,
         target="dougong_xpu.ipex:IpexAttention",
         layouts=("hnd",),
         dtypes=_FLOATS,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from dougong.plugins import ABI, BackendSpec, Probe, hookimpl
+from dougong.plugins import BackendSpec, Probe, hookimpl
+from dougong_ascend import CONTRACT
 
 __all__ = ["dougong_backends", "probe"]
 
@@ -24,7 +25,7 @@ def dougong_backends() -> list[BackendSpec]:
     return [
         BackendSpec(
             name="ascend-twin",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_ascend.twin.opening:AscendDevice",
             probe=probe,
             score=-100,

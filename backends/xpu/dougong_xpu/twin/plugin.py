@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from dougong.plugins import ABI, BackendSpec, Probe, hookimpl
+from dougong.plugins import BackendSpec, Probe, hookimpl
+from dougong_xpu import CONTRACT
 from dougong_xpu.twin import LIBRARY_VARIABLE
 
 __all__ = ["dougong_backends", "probe"]
@@ -27,7 +28,7 @@ def dougong_backends() -> list[BackendSpec]:
     return [
         BackendSpec(
             name="xpu-twin",
-            abi=ABI,
+            abi=CONTRACT,
             target="dougong_xpu.twin.opening:TwinDevice",
             probe=probe,
             score=-100,
