@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def search(
     manifest_path: str | None = None,
     folder: Path | None = None,
     worker: Worker | None = None,
+    on_try: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """{tried, failure}: the smallest failing example that was found, or None.
 
@@ -104,6 +106,7 @@ def search(
             if manifest.undeclared(case.needs):
                 return
             found["tried"] += 1
+            on_try()
             result, _ = run_one(worker, case, manifest=manifest)
             if result.outcome.bad:
                 reproduce = (

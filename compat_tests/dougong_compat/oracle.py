@@ -15,29 +15,30 @@ __all__ = ["Truth", "attend", "eager"]
 class Truth:
     """out [T, H, Dv] and lse [T, H] float64; max_score, max_value [T, H]: the largest |score| and |V| seen.
 
-    terms [T, H]: what the scores were summed from, ``scale * sum_d |q_d k_d|``, as the softmax weighs it, no sink in
-    it. It says how far float32 may carry the LSE off.
+    out_room, lse_room [T, H]: how far rounding in the scores may carry a row's out (its norm) and its LSE, in units of
+    2^-24. Error e_j in key j's score moves the LSE by p_j e_j, p_j the key's share of the softmax, and out by
+    p_j e_j (v_j - out). The first adds up, the second as the root of the squares.
     """
 
     out: torch.Tensor
     lse: torch.Tensor
     max_score: torch.Tensor
     max_value: torch.Tensor
-    terms: torch.Tensor
+    out_room: torch.Tensor
+    lse_room: torch.Tensor
+
+    @classmethod
+    def empty(cls, tokens: int, heads: int, dim: int) -> Truth:
+        """Of rows that see nothing."""
+        out, lse, *rest = (torch.zeros(tokens, heads, *more, dtype=torch.float64) for more in ((dim,), *[()] * 5))
+        return cls(out, lse - torch.inf, *rest)
 
 
 def attend(problem: Problem) -> Truth:
     """Rule by rule as the contract says: scale, softcap, ALiBi, mask, softmax; a sink joins the denominator only."""
-    T, H, Dv = problem.tokens, problem.H, problem.Dv
-    truth = Truth(
-        torch.zeros(T, H, Dv, dtype=torch.float64),
-        torch.full((T, H), -torch.inf, dtype=torch.float64),
-        torch.zeros(T, H, dtype=torch.float64),
-        torch.zeros(T, H, dtype=torch.float64),
-        torch.zeros(T, H, dtype=torch.float64),
-    )
+    truth = Truth.empty(problem.tokens, problem.H, problem.Dv)
     k_scale, v_scale = _scales(problem)
-    head = torch.arange(H) // (H // problem.K)
+    head = torch.arange(problem.H) // (problem.H // problem.K)
     at = problem.q_at
     for row, (q_len, kv_len) in enumerate(zip(problem.q_lens, problem.kv_lens, strict=True)):
         if not q_len or not kv_len:
@@ -47,17 +48,32 @@ def attend(problem: Problem) -> Truth:
         k = (problem.k[span].double() * k_scale)[:, head]
         v = (problem.v[span].double() * v_scale)[:, head]
         scores = torch.einsum("qhd,shd->qhs", q, k) * problem.scale
-        where = slice(at[row], at[row + 1])
-        shares = _one_row(problem, truth, where, scores, v, kv_len - q_len)
-        sizes = torch.einsum("qhd,shd->qhs", q.abs(), k.abs()) * abs(problem.scale)
-        truth.terms[where] = (shares * sizes).sum(-1)
+        errors = _score_errors(problem, q, k, scores)
+        _one_row(problem, truth, slice(at[row], at[row + 1]), scores, errors, v, kv_len - q_len)
     return truth
 
 
+def _score_errors(problem: Problem, q: torch.Tensor, k: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Six deviations of what rounding to float32 does to each score [q, H, S], in units of 2^-24.
+
+    A score s is a sum of D products t_d. In any order the partial sums go from 0 to s and wander on the way: their
+    squares add up to about D (s^2 / 3 + sum t^2 / 6). Each is rounded, by a deviation of 2^-24 / sqrt(3) of its size. A
+    softcap's tanh is made of exp, and so is off by 2 units of 1 (4 times the cap are allowed).
+    """
+    squares = torch.einsum("qhd,shd->qhs", q**2, k**2) * problem.scale**2
+    return 2 * problem.D**0.5 * torch.sqrt(scores**2 + squares / 2) + 4 * (problem.params["softcap"] or 0.0)
+
+
 def _one_row(
-    problem: Problem, truth: Truth, where: slice, scores: torch.Tensor, v: torch.Tensor, offset: int
-) -> torch.Tensor:
-    """Fill a row's part of ``truth``; each key's share [q, H, S] of the softmax, the sink left out."""
+    problem: Problem,
+    truth: Truth,
+    where: slice,
+    scores: torch.Tensor,
+    errors: torch.Tensor,
+    v: torch.Tensor,
+    offset: int,
+) -> None:
+    """Fill a row's part of ``truth``."""
     q_len, _, kv_len = scores.shape
     p = problem.params
     distance = torch.arange(kv_len)[None, :] - (offset + torch.arange(q_len))[:, None]
@@ -80,17 +96,19 @@ def _one_row(
     weights = torch.exp(scores - top[..., None])
     total = weights.sum(-1)
     truth.lse[where] = torch.log(total) + top
-    shares = weights / torch.where(total > 0, total, 1.0)[..., None]
+    truth.lse_room[where] = (weights * errors).sum(-1) / torch.where(total > 0, total, 1.0)
     if problem.sinks is not None:
         total = total + torch.exp(problem.sinks.double() - top)
     weights = weights / torch.where(total > 0, total, 1.0)[..., None]
-    truth.out[where] = torch.einsum("qhs,shd->qhd", weights, v)
+    out = torch.einsum("qhs,shd->qhd", weights, v)
+    truth.out[where] = out
+    apart = (v**2).sum(-1).T - 2 * torch.einsum("qhd,shd->qhs", out, v) + (out**2).sum(-1)[..., None]
+    truth.out_room[where] = ((weights * errors) ** 2 * apart.clamp_min(0)).sum(-1).sqrt()
     if visible.all():
         truth.max_value[where] = v.abs().amax((0, 2))
     else:
         biggest = v.abs().amax(-1).T[None].expand_as(seen.to(v.dtype))
         truth.max_value[where] = torch.where(seen, biggest, 0.0).amax(-1)
-    return shares
 
 
 def _scales(problem: Problem) -> tuple[float, float]:

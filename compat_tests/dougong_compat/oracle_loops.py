@@ -9,46 +9,53 @@ from dougong_compat.problem import Problem
 __all__ = ["attend_loops"]
 
 
-def attend_loops(problem: Problem) -> tuple[list[list[list[float]]], list[list[float]], list[list[float]]]:
-    """(out [T][H][Dv], lse [T][H], terms [T][H] as ``oracle.Truth`` says), one query, head and key at a time."""
+_Rows = list[list[float]]
+
+
+def attend_loops(problem: Problem) -> tuple[list[_Rows], _Rows, _Rows, _Rows]:
+    """(out [T][H][Dv]; lse, out_room and lse_room [T][H]) as ``oracle.Truth`` says, a query, head and key at a time."""
     p = problem.params
     q, k, v = problem.q.double().tolist(), problem.k.double().tolist(), problem.v.double().tolist()
     k_scale = p["k_scale"] if problem.quantised else 1.0
     v_scale = p["v_scale"] if problem.quantised else 1.0
     group = problem.H // problem.K
-    out, lse, terms = [], [], []
+    out, lse, out_room, lse_room = [], [], [], []
     token = 0
     for row, q_len in enumerate(problem.q_lens):
         kv_len, start = problem.kv_lens[row], problem.kv_at[row]
         for j in range(q_len):
             position = kv_len - q_len + j
-            out_heads, lse_heads, term_heads = [], [], []
+            heads = []
             for h in range(problem.H):
                 scored: list[tuple[float, int]] = []
-                sizes: list[float] = []
+                errors: list[float] = []
                 for key in range(kv_len):
                     if p["causal"] and key > position:
                         continue
                     if p["window"] is not None and abs(key - position) >= p["window"]:
                         continue
                     products = [a * b for a, b in zip(q[token][h], k[start + key][h // group], strict=True)]
-                    score = math.fsum(products) * k_scale * problem.scale
-                    sizes.append(math.fsum(map(abs, products)) * abs(k_scale * problem.scale))
+                    products = [product * k_scale * problem.scale for product in products]
+                    score = math.fsum(products)
+                    spread = score**2 + math.fsum(product**2 for product in products) / 2
+                    errors.append(2 * math.sqrt(problem.D * spread) + 4 * (p["softcap"] or 0.0))
                     if p["softcap"] is not None:
                         score = p["softcap"] * math.tanh(score / p["softcap"])
                     if problem.slopes is not None:
                         score += float(problem.slopes[h]) * (key - position)
                     scored.append((score, key))
-                answer, value = _softmax(scored, problem, h, start, group, v, v_scale)
-                out_heads.append(answer)
-                lse_heads.append(value)
-                shares = (math.exp(score - value) * size for (score, _), size in zip(scored, sizes, strict=True))
-                term_heads.append(math.fsum(shares))
-            out.append(out_heads)
-            lse.append(lse_heads)
-            terms.append(term_heads)
+                answer, value, shares = _softmax(scored, problem, h, start, group, v, v_scale)
+                seen = [[x * v_scale for x in v[start + key][h // group]] for _, key in scored]
+                moved = (
+                    (share * error * math.dist(value_of_key, answer)) ** 2
+                    for share, error, value_of_key in zip(shares, errors, seen, strict=True)
+                )
+                weighed = (math.exp(score - value) * error for (score, _), error in zip(scored, errors, strict=True))
+                heads.append((answer, value, math.sqrt(math.fsum(moved)), math.fsum(weighed)))
+            for rows, of_heads in zip((out, lse, out_room, lse_room), zip(*heads, strict=True), strict=True):
+                rows.append(list(of_heads))  # type: ignore[arg-type]
             token += 1
-    return out, lse, terms
+    return out, lse, out_room, lse_room  # type: ignore[return-value]
 
 
 def _softmax(
@@ -59,9 +66,10 @@ def _softmax(
     group: int,
     v: list[list[list[float]]],
     v_scale: float,
-) -> tuple[list[float], float]:
+) -> tuple[list[float], float, list[float]]:
+    """(out, lse, each key's share of out)."""
     if not scored:
-        return [0.0] * problem.Dv, -math.inf
+        return [0.0] * problem.Dv, -math.inf, []
     sink = None if problem.sinks is None else float(problem.sinks[h])
     top = max(score for score, _ in scored)
     highest = top if sink is None else max(top, sink)
@@ -72,4 +80,4 @@ def _softmax(
     for d in range(problem.Dv):
         parts = (math.exp(score - highest) * v[start + key][h // group][d] for score, key in scored)
         answer.append(math.fsum(parts) * v_scale / total)
-    return answer, lse
+    return answer, lse, [math.exp(score - highest) / total for score, _ in scored]

@@ -2,20 +2,15 @@
 
 Per row (one token, one head), u the unit roundoff of the output dtype, s the row's visible scores, g the oracle:
 
-    ||y - g|| / ||g||  <=  4u + 2^-24 (32 + 4 max|s|)         (relaxed: 16u)
+    ||y - g|| / ||g||  <=  4u + 2^-24 (32 + 4 max|s| + o / ||g||)         (relaxed: 16u)
     |y| <= 4u max|V|                                           where ||g|| = 0
     mean over rows     <=  1.5 x max(that of eager attention in the same dtype, the mean bound / 6)
-    |lse - g|          <=  2^-20 (1 + |g|) + 2^-24 (2 sqrt(D) sum_j p_j a_j + 4 cap)
+    |lse - g|          <=  2^-20 (1 + |g|) + 2^-24 l
 
 The floor in the third rule stands for the rounding of the output and a few float32 units: a tiny case's eager error
-can be 0 by luck.
-
-In the rule for the LSE, p_j is key j's share of the softmax and ``a_j = scale * sum_d |q_d k_d|``, what its score was
-summed from. A change of one score by e moves the LSE by p_j e. A float32 sum of D terms of one sign is off by a random
-walk of D roundings, whose deviation is ``sqrt(D)/3 * 2^-24 a_j``: six of those are allowed. Matrix units that cut off
-in place of rounding stay within too (``D/16 * 2^-24 a_j`` in steps of 16), products in TF32 (2^-11) do not. Without the
-term honest kernels fail where terms of both signs cancel and the LSE comes to stand near 0. ``4 cap`` is there with a
-softcap only: tanh by way of exp is absolute to about 2 units of 1, which the cap multiplies.
+can be 0 by luck. o and l are the oracle's ``out_room`` and ``lse_room``, what the rounding of the scores comes to: a
+score is known to a few float32 units of what it was summed from, not of what came out. Without them honest kernels fail
+where large products cancel and the scores stand near 0.
 """
 
 from __future__ import annotations
@@ -25,9 +20,10 @@ from dataclasses import dataclass
 import torch
 
 from dougong_compat.numbers import unit_roundoff
+from dougong_compat.oracle import Truth
 from dougong_compat.outcome import Judgement
 
-__all__ = ["CLASSES", "Tolerance", "judge_attention", "judge_elements", "lse_bound"]
+__all__ = ["CLASSES", "Tolerance", "judge_attention", "judge_elements"]
 
 
 @dataclass(frozen=True)
@@ -42,28 +38,11 @@ class Tolerance:
 CLASSES = {"strict": Tolerance("strict", 4.0, 1.5), "relaxed": Tolerance("relaxed", 16.0, 6.0)}
 
 
-def lse_bound(lse: torch.Tensor, terms: torch.Tensor, head_dim: int, softcap: float | None) -> torch.Tensor:
-    """How far an LSE may be from ``lse`` [T, H] float64; ``terms`` as the oracle says it."""
-    room = 2 * head_dim**0.5 * terms + 4 * (softcap or 0.0)
-    return 2.0**-20 * (1 + torch.where(torch.isneginf(lse), 0.0, lse.abs())) + 2.0**-24 * room
-
-
 def judge_attention(
-    out: torch.Tensor,
-    lse: torch.Tensor | None,
-    want: torch.Tensor,
-    want_lse: torch.Tensor,
-    max_score: torch.Tensor,
-    max_value: torch.Tensor,
-    eager: torch.Tensor | None,
-    tolerance: Tolerance,
-    lse_allowed: torch.Tensor | None = None,
+    out: torch.Tensor, lse: torch.Tensor | None, truth: Truth, eager: torch.Tensor | None, tolerance: Tolerance
 ) -> Judgement:
-    """Compare out [T, H, Dv] and lse [T, H] with the oracle's float64 ``want`` and ``want_lse``.
-
-    max_score, max_value [T, H] float64: largest |score| and |V| that the row sees. ``eager``: same-dtype eager
-    attention's out, for the mean rule. ``lse_allowed`` [T, H]: ``lse_bound``, wanted where ``lse`` is given.
-    """
+    """Compare out [T, H, Dv] and lse [T, H] with the oracle's. ``eager``: eager attention's out, for the mean rule."""
+    want = truth.out
     u = unit_roundoff(out.dtype)
     if out.shape != want.shape:
         return Judgement(False, f"out has shape {tuple(out.shape)}, expected {tuple(want.shape)}")
@@ -75,10 +54,11 @@ def judge_attention(
         return Judgement(False, f"out[{t}, {h}, {d}] is {float(y[t, h, d])}: not finite", float("inf"))
     norm = want.norm(dim=-1)
     empty = norm == 0
-    bound = tolerance.units * u + 2.0**-24 * (32 + 4 * max_score)
-    relative = (y - want).norm(dim=-1) / torch.where(empty, torch.ones_like(norm), norm)
+    size = torch.where(empty, torch.ones_like(norm), norm)
+    bound = tolerance.units * u + 2.0**-24 * (32 + 4 * truth.max_score + truth.out_room / size)
+    relative = (y - want).norm(dim=-1) / size
     margins = relative / bound
-    floor = (tolerance.units * u * max_value).clamp_min(1e-300)
+    floor = (tolerance.units * u * truth.max_value).clamp_min(1e-300)
     at_zero = y.abs().amax(-1) / floor
     at_zero = torch.where(y.abs().amax(-1) == 0, torch.zeros_like(at_zero), at_zero)
     margins = torch.where(empty, at_zero, margins)
@@ -92,13 +72,12 @@ def judge_attention(
             worst,
         )
     if lse is not None:
-        assert lse_allowed is not None
-        verdict = _judge_lse(lse, want_lse, lse_allowed)
+        verdict = _judge_lse(lse, truth)
         if not verdict.ok:
             return verdict
         worst = max(worst, verdict.margin or 0.0)
     if eager is not None and bool((~empty).any()):
-        other = (eager.double() - want).norm(dim=-1) / torch.where(empty, torch.ones_like(norm), norm)
+        other = (eager.double() - want).norm(dim=-1) / size
         allowed = tolerance.mean * max(float(other[~empty].mean()), float(bound[~empty].mean()) / 6)
         mean = float(relative[~empty].mean())
         if mean > allowed:
@@ -110,7 +89,8 @@ def judge_attention(
     return Judgement(True, margin=worst)
 
 
-def _judge_lse(lse: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> Judgement:
+def _judge_lse(lse: torch.Tensor, truth: Truth) -> Judgement:
+    want = truth.lse
     if lse.shape != want.shape or lse.dtype != torch.float32:
         return Judgement(False, f"lse is {tuple(lse.shape)} {lse.dtype}, expected {tuple(want.shape)} float32")
     got = lse.double()
@@ -119,6 +99,7 @@ def _judge_lse(lse: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> 
     if bool(wrong.any()):
         t, h = (int(i) for i in wrong.nonzero()[0])
         return Judgement(False, f"lse[{t}, {h}] is {float(got[t, h])} where nothing is visible: expected -inf")
+    allowed = 2.0**-20 * (1 + want.abs()) + 2.0**-24 * truth.lse_room
     error = torch.where(empty, torch.zeros_like(want), (got - want).abs() / allowed)
     if not bool(torch.isfinite(error).all()) or float(error.max()) > 1:
         error = torch.nan_to_num(error, nan=float("inf"))

@@ -7,6 +7,8 @@ import json
 import typer
 from rich.console import Console
 
+from dougong_compat.commands.progress import progress_bar
+
 __all__ = ["selftest"]
 
 
@@ -19,9 +21,13 @@ def selftest(
     from dougong_compat.selftest.prove import prove
 
     console = Console(stderr=True)
-    outcome = prove(
-        only, honest=honest, say=None if as_json else lambda text: console.print(text, markup=False, soft_wrap=True)
-    )
+    with progress_bar(console, quiet=as_json) as progress:
+        task = progress.add_task("mutants", total=None)
+        outcome = prove(
+            only, honest=honest,
+            say=None if as_json else lambda text: progress.console.print(text, markup=False, soft_wrap=True),
+            on_mutant=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
     if as_json:
         print(json.dumps(outcome))
     else:

@@ -12,9 +12,9 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dougong_compat.case import PROFILES
+from dougong_compat.commands.progress import progress_bar
 from dougong_compat.outcome import Outcome, Result
 from dougong_compat.target import OpenError, Target
 
@@ -65,7 +65,7 @@ def run(
     session = Session(target_of(backend, plugin), profile, manifest, only=tuple(only), timeout=timeout)
     session.jobs, session.budget = jobs, budget
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut off or interrupted: a report all the same
-    with _progress(console, quiet=as_json) as progress:
+    with progress_bar(console, quiet=as_json) as progress:
         task = progress.add_task(backend, total=None)
         bad = Counter[Outcome]()
 
@@ -100,13 +100,6 @@ def run(
     else:
         summary(console, report, out)
     raise typer.Exit({"CONFORMANT": 0, "NOT": 1, "INVALID": 2}[report["verdict"]])
-
-
-def _progress(console: Console, *, quiet: bool) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=quiet or not console.is_terminal,
-    )  # fmt: skip
 
 
 def summary(console: Console, report: dict[str, Any], out: Path) -> None:
@@ -187,7 +180,12 @@ def fuzz(
     from dougong_compat.fuzzing import search
 
     console = Console(stderr=True)
-    outcome = search(target_of(backend, plugin), count=count, seed=seed, manifest_path=manifest, folder=save)
+    with progress_bar(console, quiet=as_json) as progress:
+        task = progress.add_task(backend, total=count)
+        outcome = search(
+            target_of(backend, plugin), count=count, seed=seed, manifest_path=manifest, folder=save,
+            on_try=lambda: progress.advance(task),
+        )  # fmt: skip
     if as_json:
         print(json.dumps(outcome))
     elif outcome["failure"] is None:
@@ -210,7 +208,13 @@ def perf(
     from dougong_compat.perf.measure import measure
     from dougong_compat.perf.show import table
 
-    rows = measure(target_of(backend, plugin), quick=quick, manifest_path=manifest)
+    console = Console(stderr=True)
+    with progress_bar(console, quiet=as_json) as progress:
+        task = progress.add_task(backend, total=None)
+        rows = measure(
+            target_of(backend, plugin), quick=quick, manifest_path=manifest,
+            on_row=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
     if out is not None:
         out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if as_json:

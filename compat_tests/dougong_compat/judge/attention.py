@@ -11,7 +11,7 @@ from dougong_compat.numbers import same_bits
 from dougong_compat.oracle import attend, eager
 from dougong_compat.outcome import Judgement
 from dougong_compat.problem import Problem, build
-from dougong_compat.tolerance import Tolerance, judge_attention, lse_bound
+from dougong_compat.tolerance import Tolerance, judge_attention
 from dougong_compat.variants import vary
 
 __all__ = ["against_oracle", "judge", "judge_needle", "judge_variants"]
@@ -29,11 +29,7 @@ def against_oracle(
         return Judgement(False, "no lse came back")
     truth = attend(problem)
     ordinary = problem.params["values"] in ("normal", "sharp", "flat")
-    return judge_attention(
-        out, lse, truth.out, truth.lse, truth.max_score, truth.max_value,
-        eager(problem) if ordinary else None, tolerance,
-        lse_bound(truth.lse, truth.terms, problem.D, problem.params["softcap"]),
-    )  # fmt: skip
+    return judge_attention(out, lse, truth, eager(problem) if ordinary else None, tolerance)
 
 
 def judge(request: dict[str, Any], message: dict[str, Any], tensors: _Tensors, tolerance: Tolerance) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dougong_compat.case import seed_of
@@ -14,9 +15,16 @@ __all__ = ["measure"]
 
 
 def measure(
-    target: Target, *, quick: bool = False, manifest_path: str | None = None, timeout: float = 300.0
+    target: Target,
+    *,
+    quick: bool = False,
+    manifest_path: str | None = None,
+    timeout: float = 300.0,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """One row per ceiling and shape: name, microseconds, achieved, ceiling, share (of the nearer ceiling).
+
+    ``on_row`` hears (shapes done, shapes in all).
 
     ``invalid`` marks a row above 100% of its ceiling or with a wrong answer: its number means nothing.
     """
@@ -53,7 +61,9 @@ def measure(
                 }
             )
         best = {"bytes": max(ceilings["copy"], ceilings["read"]), "flops": ceilings["matmul"]}
-        for shape in shapes(quick):
+        asked = list(shapes(quick))
+        for done, shape in enumerate(asked):
+            on_row(done, len(asked))
             params = resolver.params({**shape, "what": "attention", "small": small})
             case = f"L5/{shape['name']}"
             answer = next(iter(worker.ask([{"id": case, "kind": "perf", "seed": seed_of(case), "params": params}])))

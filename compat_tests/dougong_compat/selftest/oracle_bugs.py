@@ -18,7 +18,7 @@ __all__ = ["BUGS", "agrees", "survivors", "tiny_problems"]
 BUGS: dict[str, tuple[str, str]] = {
     "strict-causal": ("visible &= distance <= 0", "visible &= distance < 0"),
     "window-plus-one": ('visible &= distance.abs() < p["window"]', 'visible &= distance.abs() <= p["window"]'),
-    "top-left": ("scores, v, kv_len - q_len)", "scores, v, 0)"),
+    "top-left": ("errors, v, kv_len - q_len)", "errors, v, 0)"),
     "softcap-dropped": ('scores = p["softcap"] * torch.tanh(scores / p["softcap"])', "pass"),
     "alibi-sign": (
         "problem.slopes.double()[None, :, None] * distance",
@@ -36,12 +36,12 @@ BUGS: dict[str, tuple[str, str]] = {
     "scale-dropped": ('torch.einsum("qhd,shd->qhs", q, k) * problem.scale', 'torch.einsum("qhd,shd->qhs", q, k)'),
     "k-scale-dropped": ("(problem.k[span].double() * k_scale)", "(problem.k[span].double())"),
     "v-scale-dropped": ("(problem.v[span].double() * v_scale)", "(problem.v[span].double())"),
-    "terms-cancel": ("q.abs(), k.abs()", "q, k"),
-    "terms-unweighted": ("(shares * sizes).sum(-1)", "sizes.sum(-1)"),
-    "terms-with-the-sink": (
-        "    shares = weights / torch.where(total > 0, total, 1.0)[..., None]\n",
-        "    shares = weights / (total + 1)[..., None]\n",
-    ),
+    "room-of-sums": ('torch.einsum("qhd,shd->qhs", q**2, k**2) * problem.scale**2', "scores**2"),
+    "room-without-the-score": ("torch.sqrt(scores**2 + squares / 2)", "torch.sqrt(squares / 2)"),
+    "room-not-weighed": ("(weights * errors).sum(-1) / torch", "errors.sum(-1) / torch"),
+    "room-not-squared": ("((weights * errors) ** 2 * apart", "((weights * errors) * apart"),
+    "room-by-size-of-v": ('- 2 * torch.einsum("qhd,shd->qhs", out, v) ', ""),
+    "cap-without-room": ('problem.params["softcap"] or 0.0', "0.0"),
     "scale-on-plain": ("    if not problem.quantised:\n        return 1.0, 1.0\n", ""),
 }
 
@@ -69,7 +69,9 @@ def agrees(attend: Any) -> bool:
     """Whether an oracle agrees with the loops on every tiny problem, to 1e-11."""
     for problem in tiny_problems():
         truth = attend(problem)
-        for got, loops in zip((truth.out, truth.lse, truth.terms), attend_loops(problem), strict=True):
+        for got, loops in zip(
+            (truth.out, truth.lse, truth.out_room, truth.lse_room), attend_loops(problem), strict=True
+        ):
             want = torch.tensor(loops, dtype=torch.float64).reshape(got.shape)
             if not torch.allclose(got, want, rtol=1e-6, atol=1e-9):
                 return False

@@ -42,15 +42,24 @@ def try_mutant(worker: Worker, mutant: Mutant) -> tuple[bool, str]:
 
 
 def prove(
-    only: Sequence[str] = (), *, honest: bool = True, say: Callable[[str], None] | None = None, timeout: float = 8.0
+    only: Sequence[str] = (),
+    *,
+    honest: bool = True,
+    say: Callable[[str], None] | None = None,
+    timeout: float = 8.0,
+    on_mutant: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """{killed, equivalent, survivors, wrong}: ``wrong`` lists honest backends that fail and cheats that do not."""
+    """{killed, equivalent, survivors, wrong}: ``wrong`` lists honest backends that fail and cheats that do not.
+
+    ``on_mutant`` hears (mutants tried, mutants in all).
+    """
     tell = say or (lambda text: None)
     outcome: dict[str, Any] = {"killed": [], "equivalent": [], "survivors": [], "wrong": []}
     chosen = [mutant for mutant in all_mutants() if not only or any(text in mutant.name for text in only)]
     with Worker(Target("honest-eager", (HONEST["honest-eager"],)), timeout=timeout) as worker:
         worker.start()
-        for mutant in chosen:
+        for done, mutant in enumerate(chosen):
+            on_mutant(done, len(chosen))
             if mutant.equivalent:
                 outcome["equivalent"].append({"name": mutant.name, "argument": mutant.equivalent})
                 continue
