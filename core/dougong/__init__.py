@@ -5,23 +5,11 @@ Names are imported when they are first used: ``import dougong`` loads neither to
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dougong.lazy import lazy_names
 
 __version__ = "0.1.0"
-
-_LAZY = {
-    "LLM": "dougong.engine.llm",
-    "AsyncEngine": "dougong.engine.async_engine",
-    "Engine": "dougong.engine.engine",
-    "EngineConfig": "dougong.config",
-    "SamplingParams": "dougong.types",
-    "RequestOutput": "dougong.types",
-    "CompletionOutput": "dougong.types",
-    "FinishReason": "dougong.types",
-    "StructuredOutput": "dougong.types",
-    "DougongError": "dougong.errors",
-}
 
 __all__ = [
     "LLM",
@@ -45,14 +33,18 @@ if TYPE_CHECKING:
     from dougong.errors import DougongError
     from dougong.types import CompletionOutput, FinishReason, RequestOutput, SamplingParams, StructuredOutput
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'dougong' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "LLM": "dougong.engine.llm",
+        "AsyncEngine": "dougong.engine.async_engine",
+        "Engine": "dougong.engine.engine",
+        "EngineConfig": "dougong.config",
+        "SamplingParams": "dougong.types",
+        "RequestOutput": "dougong.types",
+        "CompletionOutput": "dougong.types",
+        "FinishReason": "dougong.types",
+        "StructuredOutput": "dougong.types",
+        "DougongError": "dougong.errors",
+    },
+)

@@ -10,6 +10,9 @@ from dougong.errors import ModelLoadError
 
 __all__ = ["get_tokenizer"]
 
+#: Names of the class that is all in its tokenizer.json: before transformers 5, and since.
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
 
 def get_tokenizer(
     name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, vocab_size: int | None = None
@@ -50,11 +53,7 @@ def _loader(folder: Path) -> Any:
         named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         named = {}
-    if (
-        isinstance(named, dict)
-        and named.get("tokenizer_class") == "PreTrainedTokenizerFast"
-        and "auto_map" not in named
-    ):
+    if isinstance(named, dict) and named.get("tokenizer_class") in _PLAIN and "auto_map" not in named:
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast
