@@ -195,7 +195,12 @@ def test_weights_without_config(tmp_path: Path, load: Load) -> None:
         (
             '{"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 1}',
             UnsupportedModelError,
-            "BertModel",
+            "BertModel .* is an encoder.*Qwen3-Embedding",
+        ),
+        (
+            '{"model_type": "modernbert", "architectures": ["ModernBertModel"], "num_hidden_layers": 1}',
+            UnsupportedModelError,
+            "ModernBertModel .* is no causal language model.*encoders are not run",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from dougong.hal import AttentionSpec, LayerArgs
 from dougong.models.base import CausalLM, Loadable
 from dougong.models.build import Builder
 from dougong.models.context import StepContext
-from dougong.models.families.bridge_checks import refuse_class, refuse_config, refuse_modules
+from dougong.models.families.bridge_checks import DECODERS_EMBED, refuse_class, refuse_config, refuse_modules
 from dougong.models.layers.attention import AttentionLayer
 from dougong.models.loading.dummy import DummyWeights
 from dougong.models.loading.safetensors import SafetensorsWeights
@@ -85,7 +85,7 @@ class TransformersForCausalLM(CausalLM):
         except KeyError:
             raise UnsupportedModelError(
                 f"{architecture} (model type {config.model_type!r}) is no causal language model of the "
-                "installed transformers."
+                f"installed transformers; encoders are not run. {DECODERS_EMBED}"
             ) from None
         refuse_class(kind, architecture)
         if isinstance(source, DummyWeights):

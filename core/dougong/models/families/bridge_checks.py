@@ -9,8 +9,12 @@ from torch import nn
 
 from dougong.errors import UnsupportedModelError
 
-__all__ = ["KNOWN_LAYERS", "refuse_class", "refuse_config", "refuse_modules"]
+__all__ = ["DECODERS_EMBED", "KNOWN_LAYERS", "refuse_class", "refuse_config", "refuse_modules"]
 
+DECODERS_EMBED = (
+    "Decoders are served, for embeddings too: take an embedding model made of one, such as Qwen3-Embedding or "
+    "e5-mistral."
+)
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
 _RECURRENT = re.compile(
     r"(^|_)(mamba\d?|ssm|rwkv|recurrent|rg_?lru|delta_?net|linear_attention|lightning|retention|[xms]?_?lstm|hyena|"
@@ -36,8 +40,14 @@ def refuse_config(config: Any, architecture: str) -> None:
     """Judge by the config alone.
 
     Raises:
-        UnsupportedModelError: it has layers that are no attention over past tokens.
+        UnsupportedModelError: it is an encoder, or has layers that are no attention over past tokens.
     """
+    # A family that can be either, and here is no decoder (GPT-NeoX's configs have the first of the two, unused).
+    if getattr(config, "is_decoder", None) is False and hasattr(config, "add_cross_attention"):
+        raise UnsupportedModelError(
+            f"{architecture} (model type {config.model_type!r}) is an encoder: its tokens see those that follow them, "
+            f"which has no place in a paged cache. {DECODERS_EMBED}"
+        )
     kinds = list(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or [])
     known = KNOWN_LAYERS | {"attention", "hybrid"}
     odd = sorted({kind for kind in kinds if kind not in known or _is_recurrent(kind) or kind == "hybrid"})
