@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dougong import EngineConfig
 from dougong.server.app import build_app
 from dougong.server.config import ServerConfig
 from dougong.server.process.client import EngineClient
-from dougong.server.run import _HttpServer, _uvicorn_config
+from dougong.server.run import HttpServer, uvicorn_config
 from dougong.server.state import ServerState
 
 
@@ -68,7 +68,7 @@ def served(model: Path | str, engine: dict[str, Any] | None = None, **options: A
         client = await EngineClient.start(config.engine)
         try:
             state = ServerState.make(config, client)
-            http = _HttpServer(_uvicorn_config(config, build_app(state)))
+            http = HttpServer(uvicorn_config(config, build_app(state)))
             running = asyncio.ensure_future(http.serve())
             while not http.started and not running.done():
                 await asyncio.sleep(0.01)
@@ -105,6 +105,37 @@ def served(model: Path | str, engine: dict[str, Any] | None = None, **options: A
     assert not failures, failures
 
 
+@contextlib.contextmanager
+def listening(server: Served, *, small: bool = False, **changes: Any) -> Iterator[tuple[int, HttpServer]]:
+    """Another port of the same server, with other options over the same engine: (port, its HTTP server).
+
+    Args:
+        small: the kernel keeps as little of an answer as it can, so that what nobody reads stays with the server.
+    """
+    state = server.state
+    state = replace(state, config=replace(state.config, port=0, **changes))
+
+    async def start() -> tuple[HttpServer, asyncio.Future[None]]:
+        http = HttpServer(uvicorn_config(state.config, build_app(state)))
+        running = asyncio.ensure_future(http.serve())
+        while not http.started and not running.done():
+            await asyncio.sleep(0.01)
+        if small:
+            http.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return http, running
+
+    http, running = server.run(start)
+
+    async def stop() -> None:
+        http.should_exit = http.force_exit = True
+        await running
+
+    try:
+        yield http.servers[0].sockets[0].getsockname()[1], http
+    finally:
+        server.run(stop)
+
+
 def raw(port: int, data: bytes, timeout: float = 10) -> bytes:
     """Send bytes as they are and read until the server closes or stays silent."""
     with socket.create_connection(("127.0.0.1", port), timeout) as connection:
@@ -116,4 +147,4 @@ def raw(port: int, data: bytes, timeout: float = 10) -> bytes:
         return found
 
 
-__all__ = ["Served", "raw", "served"]
+__all__ = ["Served", "listening", "raw", "served"]

@@ -43,7 +43,10 @@ def build_app() -> typer.Typer:
     app.command()(generate)
     app.command()(chat)
     app.command()(doctor)
-    app.command("serve")(serve_command())
+    # As vLLM's: --max_model_len is --max-model-len.
+    app.command("serve", context_settings={"token_normalize_func": lambda token: token.replace("_", "-")})(
+        serve_command()
+    )
     app.add_typer(keys_app, name="keys")
     app.add_typer(models_app, name="models")
     app.add_typer(bench_app, name="bench")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.table import Table
 from dougong.config import EngineConfig
 from dougong.errors import ConfigError
 from dougong.server.config import ENGINE_ONLY, OptionType, ServerConfig, option_types, resolve_config
+from dougong.server.other_names import OTHER_NAMES, SHORT_FLAGS, OtherName, flag_of
 
 __all__ = ["keys_app", "serve_command"]
 
@@ -42,17 +43,23 @@ def serve_command() -> Callable[..., None]:
         if name != "model":
             panel = "Engine" if name in engine else "Server"
             parameters.append(_option(name, kind, docs.get(name, ""), panel))
+    parameters += [_hidden(name, other, types) for name, other in OTHER_NAMES.items()]
+    parameters.append(_parameter("model_option", str | None, typer.Option("--model", hidden=True)))
 
     def serve(**given: Any) -> None:
         """Serve MODEL over HTTP: OpenAI's API, Anthropic's messages and Ollama's chat, with a page at /.
 
         Every option can also be set in the YAML file of --config, or by an environment variable: DOUGONG_PORT for
-        --port. The command line goes before the environment, and that before the file.
+        --port. The command line goes before the environment, and that before the file. vLLM's names of options are
+        understood where the meaning is equal.
         """
         missing = [name for name in _NEEDED if find_spec(name) is None]
         if missing:
             raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'dougong[serve]'.")
-        file = given.pop("config")
+        file, again = given.pop("config"), given.pop("model_option")
+        if again is not None and given["model"] is not None:
+            raise ConfigError(f"MODEL {given['model']!r} and --model {again!r}: give one of them.")
+        given["model"] = given["model"] or again
         # A list that was not given is no empty list.
         config = resolve_config({k: v for k, v in given.items() if v is not None and v != []}, file=file)
         from dougong.server.run import serve as run
@@ -69,8 +76,10 @@ def _parameter(name: str, kind: Any, how: Any) -> inspect.Parameter:
 
 
 def _option(name: str, kind: OptionType, text: str, panel: str) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
+    flag = flag_of(name)
     names = [f"{flag}/--no-{flag[2:]}"] if kind.kind is bool else [flag]
+    if name in SHORT_FLAGS:
+        names.append(SHORT_FLAGS[name])
     if kind.default not in (None, "", (), {}):
         shown = ", ".join(map(str, kind.default)) if kind.kind is tuple else str(kind.default)
         text = f"{text} (default: {shown})"
@@ -78,6 +87,15 @@ def _option(name: str, kind: OptionType, text: str, panel: str) -> inspect.Param
     hint: Any = GenericAlias(list, kind.item) if kind.kind is tuple else str if kind.kind is dict else kind.kind
     how = typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, metavar=metavar)
     return _parameter(name, hint | None, how)
+
+
+def _hidden(name: str, other: OtherName, types: Mapping[str, OptionType]) -> inspect.Parameter:
+    """One of vLLM's names: `resolve_config` says what it means. Help does not show it, the handbook does."""
+    flag = flag_of(name)
+    names = [f"{flag}/--no-{flag[2:]}"] if other.switch else [flag]
+    many = other.ours is not None and types[other.ours].kind is tuple
+    hint: Any = bool if other.switch else GenericAlias(list, str) if many else str
+    return _parameter(name, hint | None, typer.Option(*names, hidden=True, show_default=False))
 
 
 def _docs(cls: type) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dougong import __version__
 from dougong.errors import DougongError
 from dougong.server.errors import ApiError, as_api_error
 from dougong.server.guard import Guard, respond
+from dougong.server.http_metrics import HttpMetrics
 from dougong.server.state import ServerState
 
 __all__ = ["ROUTERS", "build_app"]
@@ -50,9 +51,12 @@ def build_app(state: ServerState) -> FastAPI:
         responses={400: {"description": "The request is wrong"}, 401: {"description": "No key, or a wrong one"}},
     )
     optional = {"dougong.server.metrics": config.metrics, "dougong.server.web.routes": config.web}
+    routes = list(app.routes)
     for name in ROUTERS:
         if optional.get(name, True):
-            app.include_router(import_module(name).router(state))
+            made = import_module(name).router(state)
+            routes += made.routes
+            app.include_router(made)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DougongError, _known)
@@ -65,6 +69,7 @@ def build_app(state: ServerState) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    app.add_middleware(HttpMetrics, counts=state.metrics.http, routes=routes)  # the last added stands outermost
     _describe(app)
     return app
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from dougong.config import EngineConfig
 from dougong.errors import ConfigError
+from dougong.server.other_names import OTHER_NAMES, translated
 
 __all__ = ["ENGINE_ONLY", "OptionType", "ServerConfig", "option_types", "resolve_config"]
 
@@ -45,12 +46,12 @@ class ServerConfig:
     """File with a chat template (jinja) in place of the model's own."""
     trust_request_chat_template: bool = False
     """Let requests bring chat templates. A template is a program: only for clients that you trust."""
-    tool_parser: str | None = None
+    tool_call_parser: str | None = None
     """How the model writes tool calls (hermes, llama3, mistral; none: no parser); unset: by its chat template."""
     reasoning_parser: str | None = None
-    """How the model marks its thinking (think; none: never); unset: by its chat template."""
-    generation_config: bool = True
-    """Take defaults of sampling from the model's generation_config.json."""
+    """How the model marks its thinking (think, think-inside, magistral; none: never); unset: by its chat template."""
+    generation_config: str = "auto"
+    """auto: defaults of sampling are those of the model's generation_config.json; none: they are not."""
     unknown_fields: str = "refuse"
     """What to do with fields of a request that no API names: refuse or ignore."""
     api_key: tuple[str, ...] = ()
@@ -65,8 +66,12 @@ class ServerConfig:
     """Completions that may wait beyond the max_num_seqs that run; more are answered with 429."""
     max_body_bytes: int = 16 * 1024 * 1024
     """Largest body of a request, in bytes."""
+    head_timeout_s: float = 30.0
+    """Seconds in which a request's head must have come in, on a new connection and on one that is kept."""
     body_timeout_s: float = 30.0
     """Seconds in which a request's body must have come in."""
+    write_timeout_s: float = 120.0
+    """Seconds in which a client must take some of an answer that lies ready for it; it is cut off otherwise."""
     request_timeout_s: float | None = None
     """Seconds a request may take from its arrival to its end."""
     max_choices: int = 128
@@ -117,11 +122,12 @@ class ServerConfig:
             if value is not None and (value < low or (high is not None and value > high)):
                 allowed = f"a number >= {low}" if high is None else f"{low} to {high}"
                 raise ConfigError(f"{name}={value!r}: allowed is {allowed}.")
-        for name in ("body_timeout_s", "request_timeout_s"):
+        for name in ("head_timeout_s", "body_timeout_s", "write_timeout_s", "request_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value!r}: allowed is a number of seconds above 0.")
         for name, values in (
+            ("generation_config", ("auto", "none")),
             ("unknown_fields", ("refuse", "ignore")),
             ("log_format", ("text", "json")),
             ("log_level", ("debug", "info", "warning", "error")),
@@ -209,13 +215,15 @@ def resolve_config(
     given: dict[str, Any] = {}
     if file is not None:
         given |= _from_file(Path(file), types)
-    for name, text in sorted((os.environ if environ is None else environ).items()):
-        option = name.removeprefix(_PREFIX).lower()
-        if name.startswith(_PREFIX) and option in types and text != "":
-            given[option] = read_option(option, text, types, f"environment variable {name}")
-    for name, value in command_line.items():
-        if value is not None:
-            given[name] = read_option(name, value, types, "the command line")
+    variables = {
+        name.removeprefix(_PREFIX).lower(): text
+        for name, text in (os.environ if environ is None else environ).items()
+        if name.startswith(_PREFIX) and text != ""
+    }  # others with the prefix are not the server's
+    known = {name: text for name, text in sorted(variables.items()) if name in types or name in OTHER_NAMES}
+    given |= _read(known, types, lambda name: f"environment variable {_PREFIX}{name.upper()}")
+    there = {name: value for name, value in command_line.items() if value is not None}
+    given |= _read(there, types, lambda _: "the command line")
     own = {name: value for name, value in given.items() if name in ServerConfig.names()}
     engine = {name: value for name, value in given.items() if name not in own}
     return ServerConfig(engine=EngineConfig(**engine), **own)
@@ -234,12 +242,29 @@ def _from_file(path: Path, types: Mapping[str, OptionType]) -> dict[str, Any]:
         raise ConfigError(
             f"config file {path}: expected a mapping of options to values, found {type(content).__name__}."
         )
-    found = {}
-    for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if value is None and name in types:
-            continue  # `option:` with nothing behind it: the default
-        found[name] = read_option(name, value, types, f"config file {path}")
+    named = {str(key).replace("-", "_"): value for key, value in content.items()}
+    # `option:` with nothing behind it: the default
+    there = {name: value for name, value in named.items() if value is not None or name not in types}
+    return _read(there, types, lambda _: f"config file {path}")
+
+
+def _read(
+    options: Mapping[str, Any], types: Mapping[str, OptionType], source_of: Callable[[str], str]
+) -> dict[str, Any]:
+    """One place's options under their own names, of their types.
+
+    Raises:
+        ConfigError: as `read_option`; or one is given twice, by both of its names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        source = source_of(name)
+        own = translated(name, value, source)
+        if own is None:
+            continue
+        if own[0] in found:
+            raise ConfigError(f"{source}: {own[0]} is given twice (as {name} too). Leave one out.")
+        found[own[0]] = read_option(*own, types, source)
     return found
 
 
@@ -267,9 +292,12 @@ def _convert(value: Any, kind: OptionType) -> Any:
     if isinstance(value, str) and kind.optional and value.lower() in ("none", "null"):
         return None
     if kind.kind is tuple:
-        items = (
-            value.split(",") if isinstance(value, str) else [value] if not isinstance(value, (list, tuple)) else value
-        )
+        if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], str):
+            # As the command line has it. Texts are not taken apart: a name may have a comma.
+            value = value[0] if value[0].startswith("[") or kind.item is not str else value
+        if isinstance(value, str):
+            value = json.loads(value) if value.startswith("[") else value.split(",")
+        items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_scalar(item.strip() if isinstance(item, str) else item, kind.item) for item in items)
     if kind.kind is dict:
         found = json.loads(value) if isinstance(value, str) else value

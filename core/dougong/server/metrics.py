@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from dougong.server.histogram import Histogram, one_two_five
+from dougong.server.http_metrics import HttpCounts
 from dougong.server.process.messages import EngineInfo, StepCounters
 from dougong.server.process.observer import RequestObserver, RequestStart
 from dougong.types import FinishReason, RequestOutput
@@ -39,6 +40,8 @@ _REQUEST = (
 _STEP = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _LABELS = ("model_name", "engine")
+#: Counters that the engine gives as totals since its own start.
+_TOTALS = ("prefix_queries", "prefix_hits", "kv_stored_blocks", "kv_loaded_tokens", "kv_failures")
 
 
 class Metrics(Collector, RequestObserver):
@@ -50,6 +53,7 @@ class Metrics(Collector, RequestObserver):
     def __init__(self, model_name: str, info: EngineInfo) -> None:
         self.model_name = model_name
         self.info = info
+        self.http = HttpCounts()
         lengths = one_two_five(info.max_model_len)
         self.first_token_s = Histogram(_FIRST_TOKEN)
         self.between_tokens_s = Histogram(_PER_TOKEN)
@@ -69,13 +73,14 @@ class Metrics(Collector, RequestObserver):
         self.finished_by = dict.fromkeys((str(reason) for reason in FinishReason), 0)
         self.parts_s = {"schedule": 0.0, "launch": 0.0, "wait": 0.0, "commit": 0.0, "exchange": 0.0}
         self.prompt_tokens = self.cached_tokens = self.generation_tokens = 0
-        self.preemptions = self.prefix_queries = self.prefix_hits = 0
+        self.preemptions = 0
         self.restarts = 0
         self.cpu_s = 0.0
         self.running = self.waiting = 0
         self.kv_usage = 0.0
         self.up = True
-        self._engine_queries = self._engine_hits = 0  # the engine's own totals, as last told
+        self.totals = dict.fromkeys(_TOTALS, 0)
+        self._told = dict.fromkeys(_TOTALS, 0)  # the engine's own totals, as last told
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -124,9 +129,10 @@ class Metrics(Collector, RequestObserver):
         self.running, self.waiting, self.kv_usage = counters.running, counters.waiting, counters.kv_usage
         self.generation_tokens += counters.generated_tokens
         self.preemptions += counters.preemptions
-        self.prefix_queries += _since(counters.prefix_queries, self._engine_queries)
-        self.prefix_hits += _since(counters.prefix_hits, self._engine_hits)
-        self._engine_queries, self._engine_hits = counters.prefix_queries, counters.prefix_hits
+        for name in _TOTALS:
+            total: int = getattr(counters, name)
+            self.totals[name] += _since(total, self._told[name])
+            self._told[name] = total
         self.cpu_s += counters.cpu_s
         parts = self.parts_s
         parts["schedule"] += counters.schedule_s
@@ -148,7 +154,7 @@ class Metrics(Collector, RequestObserver):
         self.up = False
         self.running = self.waiting = 0
         self.kv_usage = 0.0
-        self._engine_queries = self._engine_hits = 0
+        self._told = dict.fromkeys(_TOTALS, 0)
 
     # -- as a collector ----------------------------------------------------------------------------------
 
@@ -157,6 +163,7 @@ class Metrics(Collector, RequestObserver):
         return []
 
     def collect(self) -> Iterator[Metric]:
+        totals = self.totals
         yield self._gauge("vllm:num_requests_running", "Requests in the running batch.", self.running)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait for room.", self.waiting)
         yield self._gauge(
@@ -167,8 +174,12 @@ class Metrics(Collector, RequestObserver):
             ("vllm:prompt_tokens_cached", "Of these, found in the prefix cache.", self.cached_tokens),
             ("vllm:generation_tokens", "Tokens generated.", self.generation_tokens),
             ("vllm:num_preemptions", "Requests put back to wait because the KV pool was full.", self.preemptions),
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", self.prefix_queries),
-            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", self.prefix_hits),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", totals["prefix_queries"]),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", totals["prefix_hits"]),
+            ("dougong:kv_transfer_stored_blocks", "KV blocks given to the connector.", totals["kv_stored_blocks"]),
+            ("dougong:kv_transfer_loaded_tokens", "Prompt tokens whose KV came from it.", totals["kv_loaded_tokens"]),
+            ("dougong:kv_transfer_failures", "Promises of KV that were not kept, blocks lost or refused on the way.",
+             totals["kv_failures"]),
             ("dougong:engine_restarts", "Times the engine's process ended unasked.", self.restarts),
             ("dougong:engine_cpu_seconds", "Processor time of the engine's process, in steps.", self.cpu_s),
         ):  # fmt: skip
@@ -214,6 +225,7 @@ class Metrics(Collector, RequestObserver):
         built = GaugeMetricFamily("dougong:info", "What serves the model.", labels=(*_LABELS, *about))
         built.add_metric((*self._values, *about.values()), 1)
         yield built
+        yield from self.http.collect()
 
     @property
     def _values(self) -> tuple[str, str]:

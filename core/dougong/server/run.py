@@ -6,25 +6,41 @@ import asyncio
 import contextlib
 import logging
 import logging.config
+import os
 import signal
 import ssl
+import sys
 from typing import Any
 
 import uvicorn
 
 from dougong.server.app import build_app
 from dougong.server.config import ServerConfig
+from dougong.server.connection import PatientProtocol, patient
 from dougong.server.logs import RequestLog, log_config
 from dougong.server.process.client import EngineClient
 from dougong.server.state import ServerState
 
-__all__ = ["serve"]
+__all__ = ["HttpServer", "serve", "uvicorn_config"]
 
 log = logging.getLogger("dougong.server")
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: what a signal means is decided in `serve`."""
+#: Looks at the connections in so many ticks (of 0.1 s) of uvicorn's.
+_TICKS = 5
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers (what a signal means is decided in `serve`), and with an end to answers
+    that nobody takes."""
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, PatientProtocol):
+                    connection.check_reader(now)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
@@ -38,7 +54,19 @@ def serve(config: ServerConfig) -> None:
         DougongError: what stops the start.
     """
     logging.config.dictConfig(log_config(config.log_format, config.log_level))  # type: ignore[arg-type]  # checked
+    if not config.engine.trust_remote_code:  # a tokenizer's own code may need it
+        _do_without_torch()
     asyncio.run(_serve(config))
+
+
+def _do_without_torch() -> None:
+    """Keep torch out of this process, which makes and reads text: seconds at the start, hundreds of megabytes.
+
+    transformers imports it for its configs wherever it is installed. A None in ``sys.modules`` is Python's own way of
+    saying that a module is not to be had; the engine's process is none of its concern.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # typeshed knows modules only
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that it was not found
 
 
 async def _serve(config: ServerConfig) -> None:
@@ -73,7 +101,7 @@ async def _serve(config: ServerConfig) -> None:
 
             tracing = Tracing(config.otlp_traces_endpoint, config.model_names[0])
             client.observers.append(tracing)
-        http = _HttpServer(_uvicorn_config(config, build_app(state)))
+        http = HttpServer(uvicorn_config(config, build_app(state)))
         running = asyncio.ensure_future(http.serve())
         await _announce(http, running, config, client)
         stopped = asyncio.ensure_future(stop.wait())
@@ -138,9 +166,11 @@ def _port(http: uvicorn.Server) -> int:
     return http.config.port
 
 
-def _uvicorn_config(config: ServerConfig, app: Any) -> uvicorn.Config:
+def uvicorn_config(config: ServerConfig, app: Any) -> uvicorn.Config:
+    """The options of ``app``'s HTTP server."""
     return uvicorn.Config(
         app,
+        http=patient(config.head_timeout_s, config.write_timeout_s),
         host=config.host,
         port=config.port,
         uds=config.uds,

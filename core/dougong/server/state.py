@@ -59,7 +59,7 @@ class ServerState:
             chat=ChatService(config, client, queue),
             metrics=metrics,
             pooling=read_pooling(Path(client.info.model_path)),
-            sampling_defaults=_defaults(Path(client.info.model_path)) if config.generation_config else {},
+            sampling_defaults=_defaults(Path(client.info.model_path)) if config.generation_config == "auto" else {},
         )
 
     def check_model(self, name: str | None) -> str:

@@ -142,21 +142,3 @@ def test_the_engine_ends_when_its_server_is_killed(tiny_model: Path) -> None:
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-@pytest.mark.prove
-def test_tls_serves_https(tiny_model: Path, tmp_path: Path) -> None:
-    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1",
-         "-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    with served(tiny_model, tls_cert=cert, tls_key=key) as server:
-        import ssl
-
-        trusted = ssl.create_default_context(cafile=cert)
-        with httpx.Client(verify=trusted) as client:
-            assert client.get(f"{server.url}/health").status_code == 200
-        with pytest.raises(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{server.port}/health")

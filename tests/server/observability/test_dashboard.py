@@ -52,6 +52,7 @@ def labels() -> dict[str, set[str]]:
     metrics = Metrics("tiny", INFO)
     metrics.step(counters())
     metrics.finished(output())
+    metrics.http.add("POST", "/v1/completions", 200, 0.5)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.render()[0].decode()):
         for sample in family.samples:
@@ -93,4 +94,4 @@ def test_every_panel_asks_the_chosen_source_for_the_chosen_model() -> None:
             promql_parser.parse(query.replace("$__rate_interval", "1m").replace("$__interval", "1m"))
         ):
             names = {matcher.name for matcher in selector.matchers.matchers}
-            assert "instance" in names and ("model_name" in names or selector.name.startswith("process_")), title
+            assert "instance" in names and ("model_name" in names or selector.name.startswith(("http_", "process_"))), title

@@ -31,7 +31,9 @@ class Dialect:
     def __init__(self, config: ServerConfig, tokenizer: Any, chat_template: str | None = None) -> None:
         self._template = chat_template or _own_template(tokenizer)
         model = config.engine.model
-        self.tools = choose_tools(config.tool_parser, tokenizer=tokenizer, chat_template=self._template, model=model)
+        self.tools = choose_tools(
+            config.tool_call_parser, tokenizer=tokenizer, chat_template=self._template, model=model
+        )
         self.reasoning = choose_reasoning(config.reasoning_parser, chat_template=self._template, model=model)
 
     def adapt(self, turn: ChatTurn) -> ChatTurn:
@@ -42,7 +44,9 @@ class Dialect:
         """
         tools = () if turn.tool_choice == "none" else turn.tools
         if tools and self.tools is None:
-            raise InvalidRequestError("tools: this server was started with --tool-parser none, so it finds no calls.")
+            raise InvalidRequestError(
+                "tools: this server was started with --tool-call-parser none, so it finds no calls."
+            )
         if knows_tools(turn.chat_template or self._template):
             return turn
         if tools or any(message["role"] == "tool" or message.get("tool_calls") for message in turn.messages):

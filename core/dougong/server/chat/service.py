@@ -71,6 +71,7 @@ class ChatService:
             request_id=turn.request_id,
             priority=turn.priority,
             cache_salt=turn.cache_salt,
+            kv_transfer_params=turn.kv_transfer_params,
             trace=turn.trace,
             timeout_s=self._config.request_timeout_s,
         )
@@ -89,7 +90,8 @@ class ChatService:
                 sum(len(completion.token_ids) for completion in final.outputs),
                 final.num_cached_tokens,
                 sum(answer.reasoning_tokens for answer in answers),
-            )
+            ),
+            final.kv_transfer_params,
         )
 
 

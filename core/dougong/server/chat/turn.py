@@ -60,6 +60,8 @@ class ChatTurn:
     """The last message is the beginning of the answer, to be gone on with."""
     priority: int = 0
     cache_salt: str | None = None
+    kv_transfer_params: Mapping[str, Any] | None = None
+    """Where the prompt's KV comes from, as the engine that computed it has said."""
     trace: Mapping[str, str] | None = None
     """Trace context headers (W3C)."""
 
@@ -135,6 +137,8 @@ class Done:
     """The last event."""
 
     usage: Usage
+    kv_transfer_params: Mapping[str, Any] | None = None
+    """What another engine needs to know to take this request's KV."""
 
 
 Event = Started | ReasoningDelta | TextDelta | ToolCallDelta | Finished | Done

@@ -115,6 +115,7 @@ class ChatRequest(GenerationFields):
             continue_final_message=self.continue_final_message,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            kv_transfer_params=self.kv_transfer_params,
             trace=trace,
         )
 
@@ -232,14 +233,14 @@ class _Choice:
 
 async def _whole(events: AsyncGenerator[Event, None], head: dict[str, Any], top: int, tokenizer: Any) -> dict[str, Any]:
     choices: dict[int, _Choice] = {}
-    usage: Usage | None = None
+    done: Done | None = None
     scored = False
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Started):
                 continue
             if isinstance(event, Done):
-                usage = event.usage
+                done = event
                 continue
             choices.setdefault(event.choice, _Choice()).take(event)
             scored = scored or (isinstance(event, TextDelta) and event.logprobs is not None)
@@ -247,15 +248,16 @@ async def _whole(events: AsyncGenerator[Event, None], head: dict[str, Any], top:
                 failure = choice_failed(event)
                 if failure is not None:
                     raise failure
-    assert usage is not None
-    return {
+    assert done is not None
+    body = {
         "id": head["id"],
         "object": "chat.completion",
         "created": head["created"],
         "model": head["model"],
         "choices": [choices[i].body(i, top, scored, tokenizer) for i in sorted(choices)],
-        "usage": usage_body(usage),
+        "usage": usage_body(done.usage),
     }
+    return body if done.kv_transfer_params is None else body | {"kv_transfer_params": done.kv_transfer_params}
 
 
 async def _chunks(

@@ -71,6 +71,7 @@ class GenerationFields(BaseModel):
     request_id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """In place of the server's own; it must not be in use."""
     kv_transfer_params: dict[str, JsonValue] | None = None
+    """As a prefill server's answer has them; refused by a server without ``--kv-connector``."""
     structured_outputs: dict[str, JsonValue] | None = None
     """What the text must look like: one of ``json``, ``json_object``, ``regex``, ``choice``, ``grammar``."""
 

@@ -152,6 +152,11 @@ class EngineClient:
             EngineDownError: there is no engine, and it could not be started.
         """
         resolved = self.check(prompt_token_ids, params)
+        if kv_transfer_params is not None and self.config.kv_connector is None:
+            raise InvalidRequestError(
+                "kv_transfer_params: this server takes no KV from others. Leave them out, or start it with "
+                "--kv-connector and --kv-role."
+            )
         if priority and self.config.scheduling_policy != "priority":
             raise InvalidRequestError(
                 f"priority={priority}: this engine runs requests in the order of their arrival. Leave it out, or start "

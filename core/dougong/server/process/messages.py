@@ -217,6 +217,12 @@ class StepCounters(_Message):
     """Wall time of the engine loop's round: commands, step, and handing the outputs over."""
     cpu_s: float
     """Processor time of the whole engine process in the same round."""
+    kv_stored_blocks: int = 0
+    """Total: given to the KV connector."""
+    kv_loaded_tokens: int = 0
+    """Total: those whose KV the connector brought."""
+    kv_failures: int = 0
+    """Total: promises that were not kept, blocks that were refused or lost."""
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True):

@@ -281,6 +281,10 @@ class EngineWorker:
             record.schedule_s, record.launch_s, record.wait_s, record.commit_s,
             took, cpu_s - self._cpu_s,
         )  # fmt: skip
+        if engine.transfer is not None:
+            moved = engine.transfer.stats
+            counters.kv_stored_blocks, counters.kv_loaded_tokens = moved.stored_blocks, moved.loaded_tokens
+            counters.kv_failures = moved.failures
         self._generated, self._cpu_s = generated, cpu_s
         self._snapshots.step(counters)
         return counters

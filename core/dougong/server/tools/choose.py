@@ -33,7 +33,7 @@ def choose_tools(name: str | None, *, tokenizer: Any, chat_template: str | None,
     elif name in TOOL_FORMATS:
         kind = TOOL_FORMATS[name]
     else:
-        raise ConfigError(f"tool_parser={name!r}: allowed is auto, none, {', '.join(TOOL_FORMATS)}.")
+        raise ConfigError(f"tool_call_parser={name!r}: allowed is auto, none, {', '.join(TOOL_FORMATS)}.")
     special = set(getattr(tokenizer, "all_special_tokens", ()))
     found = {mark: int(tokenizer.convert_tokens_to_ids(mark)) for mark in kind.marks if mark in special}
     return kind(found, template)
