@@ -11,11 +11,12 @@ import torch
 from execution_harness import HostDevice, host_backend, make_runner
 
 from dougong.config import EngineConfig
-from dougong.errors import CacheMemoryError, ConfigError, KernelSelectionError
+from dougong.errors import CacheMemoryError, ConfigError, KernelSelectionError, ModelLoadError
 from dougong.execution.groups import form_groups
 from dougong.execution.memory import CacheBudget, CacheDemand, allocate, size_pools
 from dougong.hal import AttentionSpec, Exactly, KVGroup, KVLayout, Multiple
 from dougong.hal.selection import Candidate
+from dougong.models import CausalLM
 from dougong.plugins import ABI, KernelSpec
 
 SPEC = AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float32)
@@ -139,6 +140,27 @@ def test_an_allocation_that_fails_names_sizes_and_options(llama_folder: Path) ->
         allocate(FullDevice(), groups(SPEC), specs)
     with pytest.raises(CacheMemoryError, match=r"out of memory|free on"):
         make_runner(llama_folder, backend=host_backend(FullDevice()))
+
+
+def test_weights_that_do_not_fit_say_what_they_take_and_what_would_fit(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate too much")
+
+    monkeypatch.setattr(CausalLM, "load", full)
+    device = HostDevice()
+    device.free = 120_000  # the model has 29 thousand parameters
+    words = (
+        r"do not fit in the memory of cpu: \d\d,\d{3} parameters take 0\.\d\d MiB in float32, and 0.11 MiB of "
+        r"16.00 GiB were free. quantization='int8' takes .*quantization='int4' takes .*tensor_parallel_size=2 puts"
+    )
+    with pytest.raises(ModelLoadError, match=words) as caught:
+        make_runner(llama_folder, backend=host_backend(device))
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    device.free = 0
+    with pytest.raises(ModelLoadError, match=r"0.00 MiB of 16.00 GiB were free. Free memory on the device"):
+        make_runner(llama_folder, backend=host_backend(device))
 
 
 def test_the_host_takes_a_share_of_what_is_free(llama_folder: Path) -> None:

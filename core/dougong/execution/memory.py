@@ -6,11 +6,10 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dougong.config import EngineConfig
 from dougong.errors import CacheMemoryError
 from dougong.hal import Device, KVGroup, LayerCache
+from dougong.hal.device import is_out_of_memory
 from dougong.kv import GroupSpec
 
 __all__ = ["CacheBudget", "CacheDemand", "allocate", "has_meter", "host_budget", "metered_budget", "size_pools"]
@@ -241,15 +240,6 @@ def allocate(device: Device, groups: Sequence[KVGroup], specs: Sequence[GroupSpe
         for layer, owner in group.shares:
             caches[layer] = caches[owner]
     return [caches[layer] for layer in sorted(caches)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator said that there is no more. Not every device raises torch's own type."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    known = ("out of memory", "not enough memory", "can't allocate memory", "alloc failed")
-    return any(words in text for words in known)
 
 
 def _names(specs: Sequence[GroupSpec]) -> str:

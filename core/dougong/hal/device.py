@@ -94,3 +94,12 @@ class Device(ABC):
     def facts(self) -> dict[str, Any]:
         """What ``dougong doctor`` shows: driver, toolkit, compute capability, instruction set …"""
         return {}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator said that there is no more. Not every device raises torch's own type."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    known = ("out of memory", "not enough memory", "can't allocate memory", "alloc failed")
+    return any(words in text for words in known)

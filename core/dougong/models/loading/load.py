@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,15 +13,16 @@ import torch
 
 from dougong.config import EngineConfig
 from dougong.errors import ConfigError, ModelLoadError, UnsupportedModelError
-from dougong.hal import Backend, Collectives, Device, dtype_name
+from dougong.hal import Backend, Collectives, Device, MemoryInfo, dtype_name
+from dougong.hal.device import is_out_of_memory
 from dougong.models.base import CausalLM
 from dougong.models.build import Builder
 from dougong.models.config import ModelConfig, torch_dtype
 from dougong.models.loading.cache import is_unpacked
 from dougong.models.loading.dummy import DummyWeights
 from dougong.models.loading.gguf_names import COMPLETE_CONFIGS
-from dougong.models.loading.plain_config import plain_config
 from dougong.models.loading.headless import named_as_with_head, without_head
+from dougong.models.loading.plain_config import plain_config
 from dougong.models.loading.safetensors import SafetensorsWeights, find_safetensors
 from dougong.models.loading.source import ModelFiles, resolve_model
 from dougong.models.quantization import WeightFormat, find_format
@@ -55,7 +57,7 @@ def load_model(
     """Find, build and fill the model that ``options`` name, this rank's share of it.
 
     Raises:
-        ModelLoadError: files are missing, corrupt, or do not match one another.
+        ModelLoadError: files are missing, corrupt, or do not match one another; or the weights do not fit.
         UnsupportedModelError: the architecture is refused, with the reason.
         ConfigError: an option does not fit the model or the device.
         KernelSelectionError: no kernel for a product it needs.
@@ -82,14 +84,47 @@ def load_model(
         providers=options.kernel_providers,
     )
     source = _source(options, files, weight_format, build)
+    before = backend.device.memory()
     try:
         with torch.inference_mode():
             model = model_type(build)
-            model.load(source)
+            try:
+                model.load(source)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise ModelLoadError(_too_large(model, options, build, before)) from error
     finally:
         source.close()
     model.eval()
     return LoadedModel(model, config, files.path, files.folder, dtype, kv_dtype, max_len)
+
+
+def _too_large(model: CausalLM, options: EngineConfig, build: Builder, before: MemoryInfo) -> str:
+    """What weights that did not fit take, what was free before, and what would fit."""
+    count = sum(prod(spec.shape) for part in model.parts() for spec in part.weights())
+    room, whole = before.free, count * build.dtype.itemsize
+    text = (
+        f"the weights do not fit in the memory of {build.backend.device.name}: {count:,} parameters "
+        f"take {_gib(whole / build.size)} in {dtype_name(build.dtype)}"
+        f"{f' on each of {build.size} devices' if build.size > 1 else ''}, and {_gib(room)} of {_gib(before.total)} "
+        "were free"
+    )
+    ways = []
+    for name, share in (("int8", 1 / 2), ("int4", 0.3)):
+        size = count * 2 * share / build.size
+        if options.quantization is None and size < 0.9 * room:
+            ways.append(f"quantization={name!r} takes about {_gib(size)}")
+    ranks = build.size
+    while ranks < 64 and whole / ranks > 0.9 * room:
+        ranks *= 2
+    if build.size < ranks and whole / ranks <= 0.9 * room:
+        ways.append(f"tensor_parallel_size={ranks} puts {_gib(whole / ranks)} on each device")
+    return f"{text}. {'; '.join(ways) or 'Free memory on the device, or take a smaller model'}."
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.2f} MiB"
 
 
 def read_config(folder: Path, *, trust_remote_code: bool = False) -> ModelConfig:
