@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,8 +20,9 @@ from dougong.hal import Refusal
 
 __all__ = ["FLASH", "FlashLibrary", "flash", "flashinfer", "missing", "unusable", "varlen"]
 
+_ALIAS = "dougong_cuda._vllm_flash_attn"
 #: Import names of packages that bring FlashAttention with small pages, preferred first.
-FLASH = ("vllm.vllm_flash_attn", "flash_attn_interface")
+FLASH = ("vllm", "flash_attn_interface")
 _INSTALL = {
     "flash": "FlashAttention with pages of 16 tokens: install vllm, or FlashAttention 3 (flash_attn_interface). "
     "flash-attn 2 pages in 256 tokens and is not used",
@@ -40,7 +44,6 @@ class FlashLibrary:
 def missing(what: str) -> str:
     """Why a library ("flash", "flashinfer") cannot be used, found without importing it; '' if it is there."""
     if what == "flash":
-        # A submodule is looked for only where its package is, since looking imports the package.
         there = find_spec("flash_attn_interface") is not None or find_spec("vllm") is not None
     else:
         there = find_spec(what) is not None
@@ -69,11 +72,13 @@ def flash(capability: tuple[int, int]) -> FlashLibrary:
 
 
 def _vllm(capability: tuple[int, int]) -> FlashLibrary:
-    module = _load("vllm.vllm_flash_attn")
-    known = module.is_fa_version_supported
-    generation = 3 if capability[0] == 9 and known(3) else 2
-    if not known(generation):
-        raise ImportError(f"it has no kernels for compute capability {capability[0]}.{capability[1]}")
+    module = _vllm_interface()
+    generation = 3 if capability[0] == 9 and module.FA3_AVAILABLE else 2
+    if generation == 2 and not (module.FA2_AVAILABLE and capability >= (8, 0)):
+        raise ImportError(
+            f"no kernels for compute capability {capability[0]}.{capability[1]} "
+            f"({module.FA2_UNAVAILABLE_REASON or 'FlashAttention 2 needs 8.0'})"
+        )
     call = module.flash_attn_varlen_func
 
     def attend(
@@ -102,6 +107,21 @@ def _vllm(capability: tuple[int, int]) -> FlashLibrary:
         return (found[0], found[1]) if lse else (found, None)
 
     return FlashLibrary("vllm", generation, attend, attend)
+
+
+def _vllm_interface() -> Any:
+    """The module with vLLM's FlashAttention, without vLLM itself, whose import takes many seconds."""
+    known = sys.modules.get("vllm.vllm_flash_attn.flash_attn_interface")
+    if known is not None:
+        return known
+    found = find_spec("vllm")
+    folder = Path((found.submodule_search_locations or [""])[0] if found is not None else "") / "vllm_flash_attn"
+    if not (folder / "flash_attn_interface.py").is_file():
+        raise ImportError("not installed" if found is None else "this build brings no FlashAttention")
+    package = ModuleType(_ALIAS)
+    package.__path__ = [str(folder)]
+    sys.modules[_ALIAS] = package
+    return _load(f"{_ALIAS}.flash_attn_interface")
 
 
 def _upstream(capability: tuple[int, int]) -> FlashLibrary:

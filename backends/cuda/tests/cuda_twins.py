@@ -20,7 +20,7 @@ calls: list[str] = []
 
 HALF = (torch.float16, torch.bfloat16)
 _CACHED = (sdk.flash, sdk.flashinfer, sdk.varlen)
-NAMES = ("vllm", "vllm.vllm_flash_attn", "flash_attn_interface", "flashinfer")
+NAMES = ("vllm", "vllm.vllm_flash_attn.flash_attn_interface", "flash_attn_interface", "flashinfer")
 
 
 def install(*names: str) -> None:
@@ -28,12 +28,11 @@ def install(*names: str) -> None:
     remove()
     for name in names:
         if name == "vllm":
-            package = _module("vllm")
-            package.__path__ = []
-            flash = _module("vllm.vllm_flash_attn")
+            _module("vllm")
+            flash = _module("vllm.vllm_flash_attn.flash_attn_interface")
             flash.flash_attn_varlen_func = flash_attn_varlen_func
-            flash.is_fa_version_supported = lambda generation, device=None: generation in (2, 3)
-            package.vllm_flash_attn = flash
+            flash.FA2_AVAILABLE = flash.FA3_AVAILABLE = True
+            flash.FA2_UNAVAILABLE_REASON = None
         elif name == "flash_attn_interface":
             module = _module(name)
             module.flash_attn_with_kvcache = flash_attn_with_kvcache
@@ -113,8 +112,9 @@ def flash_attn_varlen_func(
     window_size: list[int] | None = None, softcap: float = 0.0, alibi_slopes: Any = None, deterministic: bool = False,
     return_attn_probs: bool = False, block_table: Any = None, return_softmax_lse: bool = False, out: Any = None,
     scheduler_metadata: Any = None, q_descale: Any = None, k_descale: Any = None, v_descale: Any = None,
-    num_splits: int = 0, fa_version: int = 2, s_aux: Any = None, cp_world_size: int = 1, cp_rank: int = 0,
-    cp_tot_seqused_k: Any = None,
+    num_splits: int = 0, output_scale: Any = None, fa_version: int = 2, s_aux: Any = None, cp_world_size: int = 1,
+    cp_rank: int = 0, cp_tot_seqused_k: Any = None, mask_mod: Any = None, aux_tensors: Any = None,
+    dynamic_causal: Any = None,
 ) -> Any:  # fmt: skip
     calls.append(f"flash_attn_varlen_func {fa_version}")
     need((cu_seqlens_k is None) != (seqused_k is None), "one of cu_seqlens_k and seqused_k")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -65,7 +66,8 @@ def test_what_no_library_does(kernel: Any, more: dict[str, Any], asked: dict[str
         (FlashAttention, {}, dict(layout=HND), "KV layout hnd.*nearest: nhd"),
         (FlashAttention, {}, dict(block_size=64), "block size 64.*nearest: 32"),
         (FlashInferAttention, {}, dict(block_size=128), "block size 128.*nearest: 64"),
-        (FlashInferAttention, dict(head_dim=96), {}, "64, 128, 256"),
+        (FlashInferAttention, dict(head_dim=96), {}, "one of 64, 128, K"),
+        (FlashAttention, dict(head_dim=256), {}, "one of 64, 96, 128.*nearest: 128"),
         (VarlenAttention, dict(softcap=5.0), {}, "softcap"),
         (VarlenAttention, dict(lse=True), {}, "LSE"),
     ],
@@ -100,6 +102,25 @@ def test_a_library_that_is_too_old_or_does_not_load_is_a_refusal(monkeypatch: py
     for kernel in (FlashAttention, FlashInferAttention):
         (refused,) = kernel.supports(query({}), Here())
         assert "does not fit torch" in str(refused) and "libcudart" in str(refused)
+
+
+def test_vllms_flash_attention_is_loaded_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_twins.remove()
+    folder = tmp_path / "vllm" / "vllm_flash_attn"
+    folder.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").write_text("raise RuntimeError('takes 20 seconds')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "no FlashAttention" in str(FlashAttention.supports(query({}), Here())[0])
+    (folder / "flash_attn_interface.py").write_text(
+        "FA2_AVAILABLE, FA3_AVAILABLE, FA2_UNAVAILABLE_REASON = False, True, 'not built'\n"
+        "def flash_attn_varlen_func(*arguments, **options): ...\n"
+    )
+    sdk.flash.cache_clear()
+    assert FlashAttention.supports(query({}), Here()) == ()
+    assert sdk.flash((9, 0)).generation == 3 and "vllm" not in sys.modules
+    assert "8.0 (not built)" in str(FlashAttention.supports(query({}), Here((8, 0)))[0])
+    for name in [name for name in sys.modules if name.startswith("dougong_cuda._vllm_flash_attn")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_nothing_installed_leaves_the_portable_kernels_and_says_what_to_install() -> None:
