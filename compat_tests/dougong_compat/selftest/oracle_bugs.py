@@ -32,7 +32,10 @@ BUGS: dict[str, tuple[str, str]] = {
         ),
     ),
     "sink-dropped": ("        total = total + torch.exp(problem.sinks.double() - top)\n", "        pass\n"),
-    "heads-interleaved": ("head = torch.arange(H) // (H // problem.K)", "head = torch.arange(H) % problem.K"),
+    "heads-interleaved": (
+        "head = torch.arange(problem.H) // (problem.H // problem.K)",
+        "head = torch.arange(problem.H) % problem.K",
+    ),
     "scale-dropped": ('torch.einsum("qhd,shd->qhs", q, k) * problem.scale', 'torch.einsum("qhd,shd->qhs", q, k)'),
     "k-scale-dropped": ("(problem.k[span].double() * k_scale)", "(problem.k[span].double())"),
     "v-scale-dropped": ("(problem.v[span].double() * v_scale)", "(problem.v[span].double())"),

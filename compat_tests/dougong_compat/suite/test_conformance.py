@@ -15,19 +15,20 @@ __all__ = ["pytest_generate_tests", "test_case", "test_verdict"]
 
 
 @lru_cache(maxsize=4)
-def _report(backend: str, profile: str, plugins: tuple[str, ...], manifest: str | None) -> dict[str, Any]:
-    """The whole profile is run once, in one worker, when the first test asks."""
-    report, _ = run_profile(Session(target_of(backend, list(plugins)), profile, manifest))
+def _report(backend: str, profile: str, plugins: tuple[str, ...], manifest: str | None, jobs: int) -> dict[str, Any]:
+    """The whole profile is run once, when the first test asks."""
+    report, _ = run_profile(Session(target_of(backend, list(plugins)), profile, manifest, jobs=jobs))
     report["by_id"] = {case["id"]: case for case in report["cases"]}
     return report
 
 
-def _asked(config: pytest.Config, module: Any) -> tuple[str, str, tuple[str, ...], str | None]:
+def _asked(config: pytest.Config, module: Any) -> tuple[str, str, tuple[str, ...], str | None, int]:
     option = config.getoption
     backend = getattr(module, "COMPAT_BACKEND", None) or option("--dougong-backend", default=None)
     profile = getattr(module, "COMPAT_PROFILE", None) or option("--dougong-profile", default=None) or "core"
     plugins = tuple(getattr(module, "COMPAT_PLUGINS", ()) or option("--dougong-plugin", default=None) or ())
-    return backend or "", profile, plugins, getattr(module, "COMPAT_MANIFEST", None)
+    jobs = getattr(module, "COMPAT_JOBS", None) or option("--dougong-jobs", default=1)
+    return backend or "", profile, plugins, getattr(module, "COMPAT_MANIFEST", None), jobs
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
