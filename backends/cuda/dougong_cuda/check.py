@@ -131,8 +131,10 @@ def lse_differs(got: torch.Tensor, want: torch.Tensor) -> float:
 def answers(backend: Backend, features: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each provider, feature, width and batch against the reference."""
     device = backend.device.torch_device
-    for dim in (64, 128):
+    for dim in (128, 64):
         for name, more in features.items():
+            if dim == 64 and name == "plain":  # each is a kernel to compile; what lse does, plain does
+                continue
             spec = AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=dim, dtype=torch.bfloat16, **more)
             for kind, (q_lens, kv_lens) in BATCHES.items():
                 batch, q, cache = problem(spec, q_lens, kv_lens, device)
