@@ -250,12 +250,12 @@ def test_functions_are_chosen_too_and_may_refuse_a_device(targets: Any) -> None:
     def never(gate_up: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
-    never.supports = lambda device: "needs a newer card"  # type: ignore[attr-defined]
+    never.supports = lambda query, device: (Refusal(f"{query} needs a newer card"),)  # type: ignore[attr-defined]
     targets.fast, targets.never = fast, never
     kernels = (kernel("silu_mul", "never", "never", priority=9), kernel("silu_mul", "fast", "fast", priority=1))
     table = open_backend(plugins=plugins(Plugin(backend(), kernels=kernels))).op_table(torch.float32)
     assert table.silu_mul is fast
-    assert ("needs a newer card") in {reason for _, reason in table.choices["silu_mul"].refused}
+    assert "silu_mul in float32 needs a newer card" in {reason for _, reason in table.choices["silu_mul"].refused}
     assert table.choices["rope"].spec.provider == "torch reference"
     table = open_backend(plugins=plugins(Plugin(backend(), kernels=kernels))).op_table(
         torch.float32, providers={"silu_mul": "torch reference"}

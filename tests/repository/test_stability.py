@@ -29,7 +29,7 @@ def run(prompts, **options):
               max_model_len=64, num_kv_blocks=32, block_size=4, **options)
     params = SamplingParams(max_tokens=6, temperature=0, detokenize=False, ignore_eos=True)
     outputs = llm.generate(prompts, params, use_tqdm=False)
-    kernel = llm.engine.runner.choices["attention"].spec.provider
+    kernel = [llm.engine.runner.choices[op].spec.provider for op in ("attention", "silu_mul")]
     llm.close()
     return [list(one.outputs[0].token_ids) for one in outputs], outputs, kernel
 
@@ -95,8 +95,9 @@ def run(site: Path, *command: str) -> str:
 
 @pytest.mark.prove
 def test_a_wheel_of_old_goes_on_working(installed: Path, tmp_path: Path) -> None:
-    """Its backend is found and opened, its attention and its op are chosen and run, its observer hears of steps, its KV
-    connector carries a prompt from one engine to another, its command is there; tokens are those of the CPU backend."""
+    """Its backend is found and opened, its attention chosen by priority and its op by its hook, its observer hears of
+    steps, its KV connector carries a prompt from one engine to another, its command is there; tokens are those of the
+    CPU backend."""
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128, "hidden_size": 64,
         "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -107,7 +108,7 @@ def test_a_wheel_of_old_goes_on_working(installed: Path, tmp_path: Path) -> None
     for backend in ("old", "cpu"):
         answers[backend] = json.loads(run(installed, "-c", SCRIPT, str(tmp_path), backend).splitlines()[-1])
     old = answers["old"]
-    assert old["kernel"] == "old"
+    assert old["kernel"] == ["old", "old"]
     assert old["calls"]["plan"] > 0 and old["calls"]["run"] > 0
     assert old["steps"] > 0
     assert old["tokens"] == old["again"] == answers["cpu"]["tokens"]

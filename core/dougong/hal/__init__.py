@@ -26,7 +26,7 @@ from dougong.hal.layout import (
     OneOf,
 )
 from dougong.hal.linear import LinearKernel, LinearQuery, QuantizedWeight
-from dougong.hal.ops import FUNCTION_OPS, OpTable
+from dougong.hal.ops import FUNCTION_OPS, OpQuery, OpTable
 from dougong.hal.rope import QKVShape, RopeTable
 from dougong.hal.selection import Candidate, Choice, dtype_name
 
@@ -62,6 +62,7 @@ __all__ = [
     "MemoryInfo",
     "Multiple",
     "OneOf",
+    "OpQuery",
     "OpTable",
     "Plan",
     "QKVShape",

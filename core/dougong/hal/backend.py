@@ -14,7 +14,7 @@ from dougong.hal.attention import AttentionKernel, AttentionQuery
 from dougong.hal.device import Device
 from dougong.hal.layout import NHD, KVLayout
 from dougong.hal.linear import LinearKernel, LinearQuery
-from dougong.hal.ops import CLASS_OPS, FUNCTION_OPS, OpTable
+from dougong.hal.ops import CLASS_OPS, FUNCTION_OPS, OpQuery, OpTable
 from dougong.hal.selection import Candidate, Choice, dtype_name, reference_candidate, select
 from dougong.plugins import BackendSpec, Plugins, Probe, load_plugins, resolve_target
 
@@ -123,14 +123,16 @@ class Backend:
         """
         table = OpTable()
         for op in FUNCTION_OPS:
+            touches = op in ("qk_norm_rope_write", "copy_blocks")
+            query = OpQuery(op=op, dtype=dtype, layout=layout if touches else None)
             choice = select(
                 op,
                 [*self.candidates.get(op, ()), _REFERENCE_FUNCTIONS[op]],
                 dtypes=frozenset({dtype_name(dtype)}),
-                layout=layout.name if op in ("qk_norm_rope_write", "copy_blocks") else "",
-                refuse=self._ask_function,
+                layout=layout.name if touches else "",
+                refuse=lambda target, query=query: self._ask_function(target, query),  # type: ignore[misc]
                 plugins=self.plugins,
-                query=f"{op} in {dtype_name(dtype)}",
+                query=query,
                 provider=(providers or {}).get(op),
             )
             setattr(table, op, choice.target)
@@ -155,10 +157,9 @@ class Backend:
             raise PluginAnswerError(f"{target!r} is offered as a {kind.__name__} and is none")
         return target.supports(query, self.device)  # type: ignore[attr-defined,no-any-return]
 
-    def _ask_function(self, target: Any) -> Iterable[object]:
+    def _ask_function(self, target: Any, query: OpQuery) -> Iterable[object]:
         supports = getattr(target, "supports", None)
-        reason = supports(self.device) if supports is not None else ""
-        return (reason,) if reason else ()
+        return () if supports is None else supports(query, self.device)
 
 
 _REFERENCE_ATTENTION = reference_candidate(

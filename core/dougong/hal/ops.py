@@ -1,7 +1,8 @@
 """The ops a device needs, and the table of those chosen for it.
 
 Each op has one functional signature; its reference in ``dougong.hal.reference`` is the definition. A plugin's
-function has the same signature and may have an attribute ``supports(device) -> str`` that says why not ('' if it can).
+function has the same signature and may have an attribute ``supports(query, device) -> tuple[Refusal, ...]``, as
+kernels' classes have: empty if it can.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 
 from dougong.hal.cache import copy_blocks
+from dougong.hal.layout import KVLayout
 from dougong.hal.reference import ops as reference
 from dougong.hal.reference import sampling
-from dougong.hal.selection import Choice
+from dougong.hal.selection import Choice, dtype_name
 
-__all__ = ["CLASS_OPS", "FUNCTION_OPS", "OpTable"]
+__all__ = ["CLASS_OPS", "FUNCTION_OPS", "OpQuery", "OpTable"]
 
 #: Functional ops by name, with the reference that defines each.
 FUNCTION_OPS: dict[str, Callable[..., Any]] = {
@@ -35,6 +37,18 @@ FUNCTION_OPS: dict[str, Callable[..., Any]] = {
 
 #: Ops whose implementations are classes, chosen per query.
 CLASS_OPS = ("attention", "linear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpQuery:
+    """What a functional op is asked for: models in ``dtype``, and over which caches where it touches one."""
+
+    op: str
+    dtype: torch.dtype
+    layout: KVLayout | None = None
+
+    def __str__(self) -> str:
+        return f"{self.op} in {dtype_name(self.dtype)}"
 
 
 @dataclass

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dougong.hal import Device
-from dougong_kernels.target import available, cores
+from dougong_kernels.ops.support import supports
+from dougong_kernels.target import cores
 from dougong_kernels.triton.draw import choose_kernel, threshold_kernel
 
 __all__ = ["sample"]
@@ -63,8 +63,4 @@ def sample(
     return out
 
 
-def _supports(device: Device) -> str:
-    return available(torch.device(device.torch_device))
-
-
-sample.supports = _supports  # type: ignore[attr-defined]
+sample.supports = supports  # type: ignore[attr-defined]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dougong.hal import Device
-from dougong_kernels.target import available, early_start
+from dougong_kernels.ops.support import supports
+from dougong_kernels.target import early_start
 from dougong_kernels.triton.pointwise import gated_kernel, merge_kernel, rms_norm_kernel
 
 __all__ = ["add_rms_norm", "gelu_tanh_mul", "merge_lse", "rms_norm", "silu_mul"]
@@ -94,9 +94,5 @@ def merge_lse(
     return out, lse
 
 
-def _supports(device: Device) -> str:
-    return available(torch.device(device.torch_device))
-
-
 for _op in (rms_norm, add_rms_norm, silu_mul, gelu_tanh_mul, merge_lse):
-    _op.supports = _supports  # type: ignore[attr-defined]
+    _op.supports = supports  # type: ignore[attr-defined]

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from dougong.hal import Device, LayerArgs, LayerCache
+from dougong.hal import LayerArgs, LayerCache
 from dougong.hal.layout import PlaneLayout
 from dougong.hal.rope import QKVShape, RopeTable
-from dougong_kernels.target import available, early_start
+from dougong_kernels.ops.support import supports
+from dougong_kernels.target import early_start
 from dougong_kernels.triton.rotate import rotate_write_kernel
 
 __all__ = ["packing", "plane_view", "qk_norm_rope_write", "rope", "write"]
@@ -165,9 +166,5 @@ def rope(x: torch.Tensor, table: RopeTable, positions: torch.Tensor) -> torch.Te
     return out
 
 
-def _supports(device: Device) -> str:
-    return available(torch.device(device.torch_device))
-
-
-qk_norm_rope_write.supports = _supports  # type: ignore[attr-defined]
-rope.supports = _supports  # type: ignore[attr-defined]
+qk_norm_rope_write.supports = supports  # type: ignore[attr-defined]
+rope.supports = supports  # type: ignore[attr-defined]
