@@ -25,6 +25,8 @@ META   := pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(DISTS)) $
 export TOKENIZERS_PARALLELISM ?= false
 # Nothing here needs a hub; a test that asks for one by accident shall fail at once, not hang.
 export HF_HUB_OFFLINE ?= 1
+# Byte code is kept, whatever the shell around says: without it every process of a test compiles torch anew (20 s each).
+export PYTHONDONTWRITEBYTECODE :=
 
 # One thread per test process: the machine's cores belong to the test processes.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
