@@ -84,3 +84,10 @@ def test_the_handbooks_catalogue_is_current() -> None:
 
     page = Path(__file__).resolve().parents[2] / "docs" / "conformance" / "catalogue.md"
     assert page.read_text(encoding="utf-8") == catalogue(), "write it anew: the page says how"
+
+
+def test_the_corpus_holds_shrunk_bugs_and_calls_that_the_suite_once_failed_wrongly() -> None:
+    cases = {case.id: case for case in collect_all(False) if case.id.startswith("L1/corpus/")}
+    assert len(cases) >= 20 and all(case.seed >= 0 and case.note for case in cases.values())
+    for name in ("lse-near-0", "out-of-cancelling-scores"):
+        assert cases[f"L1/corpus/honest-kernels-{name}"].params["dtype"] == "float32"

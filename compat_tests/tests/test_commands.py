@@ -47,7 +47,7 @@ def test_list_names_the_cases_of_a_profile() -> None:
         (("run", "--backend", "cpu", "--profile", "huge"), "one of smoke, core, full, certified"),
         (("repro", "--backend", "cpu", "--seed", "1", "--params", "{", CASE), "JSONDecodeError"),
         (("verify", "no-such-report.json"), "No such file"),
-        (("support", "--backend", "nobody"), "nobody"),
+        pytest.param(("support", "--backend", "nobody"), "nobody", marks=pytest.mark.prove),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_3(words: tuple[str, ...], part: str) -> None:
@@ -68,6 +68,7 @@ def test_verify_and_diff_and_report_read_a_report(tmp_path: Path) -> None:
     assert found.exit_code == 2 and "CONFORMANT with" in json.loads(found.stdout)["faults"][0]
 
 
+@pytest.mark.prove
 def test_repro_says_all_that_is_known_of_a_case() -> None:
     found = call("repro", "--backend", "honest-tiled", "--json", CASE)
     body = json.loads(found.stdout)

@@ -91,7 +91,8 @@ def selection(*, interrupt: int = 0, **more: Any) -> tuple[dict[str, Any], list[
     return run_profile(Session(HONEST, "smoke", only=("L1/attention/mandatory/*-d64",), **more), on_result=came)
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(3, marks=pytest.mark.prove)])
+@pytest.mark.prove
+@pytest.mark.parametrize("jobs", [1, 3])
 def test_an_interrupted_run_reports_what_it_has(jobs: int) -> None:
     report, cases = selection(interrupt=5, jobs=jobs)
     done = [case["id"] for case in report["cases"]]
@@ -102,6 +103,7 @@ def test_an_interrupted_run_reports_what_it_has(jobs: int) -> None:
     assert junit(report).count("not run") == len(report["not_run"])
 
 
+@pytest.mark.prove
 def test_a_spent_budget_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is over before the first case: nothing has an outcome, and nothing is called a failure."""
     monkeypatch.setattr("dougong_compat.session.Clock", lambda budget: Clock(0.0))

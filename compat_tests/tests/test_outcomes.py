@@ -115,6 +115,7 @@ def test_a_plugin_that_cannot_be_loaded_gets_a_report(
     assert report["totals"]["cases"] == 0 and report["not_run"] == [CASE]
 
 
+@pytest.mark.prove
 def test_an_unknown_backend_gets_a_report(tmp_path: Path) -> None:
     report = run(tmp_path, "nobody", CASE, plugin="", code=3)
     assert report["verdict"] == "INVALID" and "nobody" in report["reasons"][0] and report["not_run"] == [CASE]
