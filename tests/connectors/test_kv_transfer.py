@@ -376,6 +376,7 @@ def _prefill(model: Path, name: str, pipe: Any) -> None:
     engine.close()
 
 
+@pytest.mark.prove  # test_arena has the two processes, the tests above the engines
 def test_two_processes(pair: Pair) -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
