@@ -7,13 +7,12 @@ import json
 import logging
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
-from server_harness import Served, served
+from server_harness import Served
 
 from dougong.cli.bench.load import Target, run_load
 from dougong.cli.bench.server_process import engine_figures
@@ -25,10 +24,14 @@ from dougong.server.tracing import Tracing
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-@pytest.fixture(scope="module")
-def server(tiny_model: Path) -> Iterator[Served]:
-    with served(tiny_model, {"max_num_seqs": 4}) as server:
-        yield server
+pytestmark = pytest.mark.xdist_group("server")
+
+
+@pytest.fixture
+def server(tiny: Served) -> Iterator[Served]:
+    tiny.wait_idle()
+    yield tiny
+    tiny.wait_idle()
 
 
 def sums(server: Served) -> dict[str, float]:

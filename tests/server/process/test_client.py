@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server_harness import Served
 
 from dougong import LLM, EngineConfig, SamplingParams
 from dougong.errors import ConfigError, InvalidRequestError, ModelLoadError
@@ -80,8 +81,8 @@ PARAMS = [
 ]
 
 
-def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_full_after(tiny_model: Path) -> None:
-    given = config(tiny_model)
+def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_full_after(tiny: Served) -> None:
+    given = tiny.client.config
     prompts = [[72, 101, 108, 108, 111, i] for i in range(len(PARAMS))]
     with LLM(**{name: getattr(given, name) for name in ("model", "backend", "num_kv_blocks", "max_num_seqs")}) as llm:
         wanted = llm.generate([{"prompt_token_ids": ids} for ids in prompts], PARAMS, use_tqdm=False)
@@ -89,6 +90,7 @@ def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_fu
     async def work(client: EngineClient) -> None:
         seen = Seen()
         client.observers.append(seen)
+        await client.reset_prefix_cache()
         runs = (collect(client, ids, params, f"r{i}") for i, (ids, params) in enumerate(zip(prompts, PARAMS)))
         for got, want in zip(await asyncio.gather(*runs), wanted):
             assert got.finished
@@ -116,8 +118,10 @@ def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_fu
         assert snapshot.num_running == snapshot.num_waiting == 0
         assert sum(state & 2 == 2 for state in snapshot.blocks[0].states[snapshot.blocks[0].scratch_blocks :]) == 0
         assert client.num_completions == 0
+        client.observers.remove(seen)
 
-    with_client(given, work)
+    tiny.wait_idle()
+    tiny.run(lambda: work(tiny.client), 120)
 
 
 def test_what_stops_the_engines_start_is_raised_with_its_class_and_text(tmp_path: Path, tiny_model: Path) -> None:
