@@ -71,7 +71,7 @@ OTHER_NAMES: Mapping[str, OtherName] = {
     "runner": _so("auto generate pooling", "completions and embeddings are served at once"),
     "task": _so("auto generate embed embedding", "completions and embeddings are served at once"),
     "convert": _so("auto none embed", "vectors come from /v1/embeddings; classes and scores are not served"),
-    "model_impl": _so("auto", "dougong doctor MODEL says what runs a model"),
+    "model_impl": _so("auto", "a family's own code runs it, transformers' where there is none"),
     "distributed_executor_backend": _so("mp", "ranks are processes of this machine; see the plugin dougong-ray"),
     "pipeline_parallel_size": _so("1", _ONE),
     "data_parallel_size": _so("1", _ONE),
