@@ -228,7 +228,7 @@ def microseconds(work: Callable[[], Any], flush: torch.Tensor, times: int = 12) 
         work()
         end.record()
         end.synchronize()
-        found.append(begin.elapsed_time(end) * 1e3)
+        found.append(float(begin.elapsed_time(end)) * 1e3)
     return sorted(found)[len(found) // 2]
 
 
