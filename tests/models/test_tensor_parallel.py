@@ -54,6 +54,7 @@ def rank_main(rank: int, address: str, jobs: list[tuple[str, dict[str, Any]]], a
         dist.destroy_process_group()
 
 
+@pytest.mark.prove  # `make test` has tests/execution/test_parallel.py: two ranks through the whole runner
 def test_two_ranks_give_one_ranks_logits(tmp_path: Path) -> None:
     jobs: list[tuple[str, dict[str, Any]]] = []
     for name, (kind, changes) in MODELS.items():
