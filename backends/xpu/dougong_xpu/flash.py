@@ -25,15 +25,7 @@ from dougong_xpu.plans import BlindAttention, BlindPlan, head, portable_write
 __all__ = ["SglAttention", "VllmAttention"]
 
 
-class _Flash(BlindAttention):
-    """What both libraries' kernels share: the window."""
-
-    def __init__(self, spec: AttentionSpec, group: KVGroup, limits: Limits, device: Device) -> None:
-        super().__init__(spec, group, limits, device)
-        self._window = (-1, -1) if spec.window is None else (spec.window - 1, 0)
-
-
-class VllmAttention(_Flash):
+class VllmAttention(BlindAttention):
     """``flash_attn_varlen_func`` of vllm-xpu-kernels, and its cache write."""
 
     layouts = (VLLM_NHD,)
@@ -42,6 +34,7 @@ class VllmAttention(_Flash):
         super().__init__(spec, group, limits, device)
         self._attend = sdk.vllm()
         self._narrow = spec.kv_dtype != spec.dtype
+        self._window = [-1, -1] if spec.window is None else [spec.window - 1, 0]
         self._scales: dict[float, torch.Tensor] = {}
 
     @classmethod
@@ -63,7 +56,7 @@ class VllmAttention(_Flash):
         if not batch.num_tokens:
             return
         options: dict[str, Any] = {
-            "softmax_scale": self.spec.scale, "causal": self.spec.causal, "window_size": list(self._window), "out": out,
+            "softmax_scale": self.spec.scale, "causal": self.spec.causal, "window_size": self._window, "out": out,
         }  # fmt: skip
         if isinstance(kv, RaggedKV):
             longest = int((kv.host_cu_k[1:] - kv.host_cu_k[:-1]).max())
@@ -102,7 +95,7 @@ class VllmAttention(_Flash):
         return found
 
 
-class SglAttention(_Flash):
+class SglAttention(BlindAttention):
     """``flash_attn_with_kvcache`` of sgl-kernel-xpu."""
 
     layouts = (SGL_NHD,)
@@ -135,7 +128,7 @@ class SglAttention(_Flash):
             q, kv.k, kv.v, cache_seqlens=head(view.kv_len, rows), page_table=head(view.block_table, rows),
             cu_seqlens_q=head(batch.cu_q, rows + 1), max_seqlen_q=max(1, batch.max_q_len),
             max_seqlen_k=max(1, view.max_kv_len), softmax_scale=self.spec.scale, causal=self.spec.causal,
-            window_size=self._window, out=out,
+            out=out,
         )  # fmt: skip
         out.masked_fill_(head(plan.blind, batch.num_tokens), 0)
 

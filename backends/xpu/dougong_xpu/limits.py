@@ -41,6 +41,8 @@ def _common(query: AttentionQuery, layout: KVLayout, head_dims: tuple[int, ...])
     )  # fmt: skip
     if query.ragged:
         return
+    if spec.window is not None:
+        yield Refusal("a window over a cache: what lies behind it may be anything, and is weighed with 0", _OTHER)
     if query.layout.name != layout.name:
         yield Refusal(f"KV layout {query.layout.name}", layout.name)
     if not layout.block_sizes.allows(query.block_size):
@@ -81,5 +83,5 @@ def ipex_refusals(query: AttentionQuery) -> tuple[Refusal, ...]:
     if spec.kv_dtype != spec.dtype:
         found.append(Refusal(f"a cache in {spec.kv_dtype}", str(spec.dtype)))
     found += _asked(("no mask: not supported yet, say its documents", not spec.causal),
-                    ("a window", spec.window is not None), ("K and V without a cache", query.ragged))  # fmt: skip
+                    ("K and V without a cache", query.ragged))  # fmt: skip
     return tuple(found)

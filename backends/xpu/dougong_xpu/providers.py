@@ -38,7 +38,7 @@ def kernel_specs(device: XpuDevice) -> list[KernelSpec]:
         provider="sgl-kernel-xpu",
         abi=CONTRACT,
         target="dougong_xpu.flash:SglAttention",
-        features=frozenset({"window", "noncausal"}),
+        features=frozenset({"noncausal"}),
         layouts=("nhd",),
         dtypes=_FLOATS,
         priority=50,

@@ -39,7 +39,7 @@ def step(rows: int, queries: int) -> BatchView:
 @pytest.mark.parametrize("library", ["vllm", "sgl"])
 def test_calls_match_the_schemas(library: str, queries: int, dtype: torch.dtype) -> None:
     kernel, layout, block = KERNELS[library]
-    s = spec(dtype=dtype, window=9)
+    s = spec(dtype=dtype)
     with FakeTensorMode():
         device = FakeXpu()
         one = build(kernel, s, layout, block, device)
