@@ -219,7 +219,8 @@ def time_rows(a: argparse.Namespace) -> list[str]:
 def split_candidates() -> list[SplitConfig]:
     shapes = [(1, 64, 4, 5), (1, 64, 4, 7), (2, 64, 4, 5), (2, 64, 4, 7), (4, 64, 4, 5), (4, 64, 4, 7), (1, 128, 4, 3),
               (4, 128, 4, 3), (4, 128, 4, 5), (1, 32, 4, 7), (1, 64, 2, 5), (4, 128, 8, 5)]  # fmt: skip
-    return [SplitConfig(h, c, w, s, p, u) for (h, c, w, s), p, u in itertools.product(shapes, (1, 2, 3), (1, 2, 4, 8, 16))]
+    plans = itertools.product(shapes, (1, 2, 3), (1, 2, 4, 8, 16))
+    return [SplitConfig(h, c, w, s, p, u) for (h, c, w, s), p, u in plans]
 
 
 def extend_candidates() -> list[ExtendConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import fnmatch
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from dougong_compat.case import Case
 from dougong_compat.cases import collect_profile
 from dougong_compat.contributed import receive
-from dougong_compat.honesty import Verdict, verdict_of
+from dougong_compat.honesty import Verdict, mustpass_hash, verdict_of
 from dougong_compat.manifest import Manifest, find
 from dougong_compat.outcome import Result
 from dougong_compat.pool import Clock, Target, Worker
 from dougong_compat.report.build import build
+from dougong_compat.resume import parts_of, same_run, stood
 from dougong_compat.run import Runner
 
 __all__ = ["Session", "run_profile", "select", "unopened"]
@@ -37,6 +38,8 @@ class Session:
     """Workers that share the cases on one device."""
     budget: float | None = None
     """Seconds after which no further case is asked; the report then says what was not run."""
+    resume: Mapping[str, Any] | None = None
+    """The report of a run that was cut: only the cases that it lacks are run."""
     floors: dict[str, int] | None = None
     performance: Sequence[dict[str, Any]] = ()
 
@@ -72,11 +75,20 @@ def run_profile(
         added = receive(facts, session.profile, (case.id for case in cases))
         manifest = added.extend(manifest)
         chosen = select([*cases, *added.cases], session.only)
+        kept: dict[str, Result] = {}
+        if session.resume is not None:
+            same_run(session.resume, facts, session.profile, mustpass_hash(case.id for case in cases))
+            kept = {result.case_id: result for result in stood(session.resume)}
+        left = [case for case in chosen if case.id not in kept]
         if on_start is not None:
-            on_start(facts, len(chosen))
-        results = Runner(worker, manifest, today, guard).run(chosen, on_result, more=more, clock=clock)
+            on_start(facts, len(left))
+        results = Runner(worker, manifest, today, guard).run(left, on_result, more=more, clock=clock)
         jobs = sum(one.started for one in (worker, *more))
         restarts = sum(one.restarts for one in (worker, *more))
+    seconds = time.monotonic() - started
+    parts = [*parts_of(session.resume), _part(seconds, len(results))] if session.resume is not None else []
+    fresh = {result.case_id: result for result in results} | kept
+    results = [fresh[case.id] for case in chosen if case.id in fresh]
     came = {result.case_id for result in results}
     not_run = [case.id for case in chosen if case.id not in came]
     verdict = verdict_of(
@@ -92,8 +104,8 @@ def run_profile(
     )
     report = build(
         profile=session.profile, facts=facts, manifest=manifest, cases=cases, results=results, verdict=verdict,
-        seconds=time.monotonic() - started, restarts=restarts, performance=session.performance,
-        jobs=jobs, not_run=not_run,
+        seconds=sum(part["seconds"] for part in parts) or seconds, restarts=restarts,
+        performance=session.performance, jobs=jobs, not_run=not_run, parts=parts,
     )  # fmt: skip
     return report, chosen
 
@@ -107,6 +119,11 @@ def unopened(session: Session, error: Exception) -> dict[str, Any]:
         verdict=Verdict("INVALID", [f"the backend could not be opened: {error}"]),
         not_run=[case.id for case in select(cases, session.only)],
     )  # fmt: skip
+
+
+def _part(seconds: float, cases: int) -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"when": now, "seconds": round(seconds, 2), "cases": cases}
 
 
 def _why(clock: Clock, session: Session, left: int, total: int) -> str:

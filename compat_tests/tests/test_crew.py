@@ -19,6 +19,7 @@ from dougong_compat.report.junit import junit
 from dougong_compat.report.schema_check import violations
 from dougong_compat.report.verify import faults
 from dougong_compat.resolve import Resolver
+from dougong_compat.resume import same_run
 from dougong_compat.session import Session, run_profile, unopened
 
 HONEST = Target("honest-tiled", ("dougong_compat.selftest.honest",))
@@ -151,3 +152,34 @@ def test_several_workers_find_what_one_finds() -> None:
     three, _ = selection(jobs=3)
     facts = [[(case["id"], case["outcome"], case.get("margin")) for case in report["cases"]] for report in (one, three)]
     assert facts[0] == facts[1] and (one["jobs"], three["jobs"]) == (1, 3)
+
+
+@pytest.mark.prove
+def test_a_run_that_was_cut_goes_on() -> None:
+    """The whole's report is that of one run: every case once, the totals of both parts, both parts named."""
+    whole, cases = selection()
+    left = [case.id for case in cases[1::2]]
+    first = json.loads(json.dumps(whole))
+    first["cases"] = [row for row in first["cases"] if row["id"] not in left]
+    first["cases"][0]["message"] = "of the first run"
+    first["totals"]["cases"], first["not_run"] = len(first["cases"]), left
+    again, _ = selection(resume=first)
+    assert [row["id"] for row in again["cases"]] == [row["id"] for row in whole["cases"]]
+    assert again["cases"][0]["message"] == "of the first run" and again["totals"] == whole["totals"]
+    assert again["not_run"] == [] and [part["cases"] for part in again["parts"]] == [len(first["cases"]), len(left)]
+    assert violations(json.loads(json.dumps(again)), schema()) == []
+
+
+@pytest.mark.parametrize("change", ["profile", "suite", "device"])
+def test_another_runs_results_are_not_added(change: str) -> None:
+    facts = {"backend": "x", "plugin": "x", "version": "1", "device": "one", "torch": "2"}
+    report = {"profile": "core", "environment": dict(facts), "suite": {"version": "1", "cases_sha256": "a"}}
+    same_run(report, facts, "core", "a")
+    if change == "profile":
+        report["profile"] = "full"
+    elif change == "suite":
+        report["suite"] = {"version": "1", "cases_sha256": "b"}
+    else:
+        report["environment"] = {**facts, "device": "another"}
+    with pytest.raises(ValueError, match="run the profile anew"):
+        same_run(report, facts, "core", "a")

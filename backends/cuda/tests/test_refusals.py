@@ -141,16 +141,11 @@ def test_the_order_of_choice() -> None:
     backend = Backend("cuda", "cuda", Here(), load_plugins("", entries=()))
     backend.candidates["attention"] = [Candidate("cuda", one) for one in specs(*LIBRARIES).values()]
     choice = backend.choose_attention(query({}))
-    assert choice.spec.provider == "triton + flash-attention" and choice.spec.graph == "capture"
+    assert choice.spec.provider == "triton" and choice.spec.graph == "capture"
     reasons = {one.spec.provider: why for one, why in choice.refused}
-    assert reasons["triton"] == "priority 0 below 10" and reasons["flashinfer"] == "priority -20 below 10"
-    # What FlashAttention cannot do is the portable kernels', and the reason is kept.
-    choice = backend.choose_attention(query(dict(window=9)))
-    assert choice.spec.provider == "triton"
-    assert (
-        "a window over a cache" in {one.spec.provider: why for one, why in choice.refused}["triton + flash-attention"]
-    )
-    for provider in ("flash-attention", "flashinfer"):
+    assert reasons["triton + flash-attention"] == "priority -5 below 0"
+    assert reasons["flashinfer"] == "priority -20 below 0"
+    for provider in ("triton + flash-attention", "flash-attention", "flashinfer"):
         assert backend.choose_attention(query({}), provider).spec.provider == provider
 
 

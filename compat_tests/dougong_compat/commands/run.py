@@ -51,11 +51,13 @@ def run(
     budget: float = typer.Option(
         None, min=1.0, help="Seconds after which the run is cut; the report says what was not run (and is INVALID)."
     ),
+    resume: Path = typer.Option(None, help="The report.json of a run that was cut: run what it lacks, report it all."),
     with_perf: bool = typer.Option(False, "--perf", help="Measure performance too (L5)."),
     as_json: bool = _JSON,
 ) -> None:
     """Run a profile and write the report."""
     from dougong_compat.perf.measure import measure
+    from dougong_compat.report.build import load
     from dougong_compat.report.write import write_all
     from dougong_compat.session import Session, run_profile, unopened
 
@@ -64,6 +66,7 @@ def run(
     console = Console(stderr=True)
     session = Session(target_of(backend, plugin), profile, manifest, only=tuple(only), timeout=timeout)
     session.jobs, session.budget = jobs, budget
+    session.resume = None if resume is None else load(resume)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut off or interrupted: a report all the same
     with progress_bar(console, quiet=as_json) as progress:
         task = progress.add_task(backend, total=None)

@@ -46,8 +46,9 @@ def build(
     performance: Sequence[Mapping[str, Any]] = (),
     jobs: int = 1,
     not_run: Sequence[str] = (),
+    parts: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The report of a run."""
+    """The report of a run. ``parts``: the runs it is put together from, where one went on with another."""
     totals = Counter(result.outcome for result in results)
     floors = FLOORS[profile]
     levels = {}
@@ -68,7 +69,7 @@ def build(
         if result.outcome.bad or result.outcome is Outcome.WAIVED:
             row["reproduce"] = reproduction(str(facts["backend"]), result.case_id, result.seed)
         rows.append(row)
-    return {
+    report = {
         "schema": SCHEMA,
         "verdict": verdict.word,
         "reasons": verdict.reasons,
@@ -91,6 +92,9 @@ def build(
         "not_run": list(not_run),
         "performance": [dict(row) for row in performance],
     }
+    if parts:
+        report["parts"] = [dict(part) for part in parts]
+    return report
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One SGLang engine with one attention backend: speed of fixed workloads, and tokens to compare with another run's.
 
-Not run yet (see ../README.md). ``--compare A B`` says how many tokens agree and how the speeds stand to one another.
+``--compare A B`` says how many tokens agree and how the speeds stand to one another.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""Going on with a run that was cut: its results stand, if they are of the same suite, backend and device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dougong_compat.outcome import Outcome, Result
+
+__all__ = ["parts_of", "same_run", "stood"]
+
+_FACTS = ("backend", "plugin", "version", "device", "torch")
+
+
+def same_run(report: Mapping[str, Any], facts: Mapping[str, Any], profile: str, cases_sha256: str) -> None:
+    """Refuse a report that another run's results cannot be added to.
+
+    Raises:
+        ValueError: it is of another profile, suite, backend, device or torch; says which.
+    """
+    given, wanted = report["environment"], dict(facts)
+    differ = [f"profile {report['profile']!r}, not {profile!r}"] if report["profile"] != profile else []
+    if report["suite"]["cases_sha256"] != cases_sha256:
+        differ.append(f"suite {report['suite']['version']} with other cases")
+    differ += [
+        f"{name} {given.get(name)!r}, not {wanted.get(name)!r}"
+        for name in _FACTS
+        if given.get(name) != wanted.get(name)
+    ]
+    if differ:
+        raise ValueError(f"the report to go on from is of {'; '.join(differ)}: run the profile anew")
+
+
+def stood(report: Mapping[str, Any]) -> list[Result]:
+    """The results in a report, as they were judged then."""
+    return [
+        Result(
+            case_id=row["id"],
+            level=row["level"],
+            outcome=Outcome(row["outcome"]),
+            message=row.get("message", ""),
+            margin=row.get("margin"),
+            seconds=row["seconds"],
+            provider=row.get("provider", ""),
+            warnings=list(row.get("warnings", ())),
+            seed=row["seed"],
+            entry=row.get("entry", 0),
+            link=row.get("link", ""),
+        )
+        for row in report["cases"]
+    ]
+
+
+def parts_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """When the runs were that a report is put together from, and how long each took."""
+    known: list[dict[str, Any]] = list(report.get("parts", ()))
+    return known or [{"when": report["when"], "seconds": report["seconds"], "cases": report["totals"]["cases"]}]
