@@ -15,6 +15,8 @@ from typing import Any
 from dougong import EngineConfig
 from dougong.server.app import build_app
 from dougong.server.config import ServerConfig
+from dougong.server.keys import KeyRing
+from dougong.server.limits import RateLimits
 from dougong.server.process.client import EngineClient
 from dougong.server.run import HttpServer, uvicorn_config
 from dougong.server.state import ServerState
@@ -107,13 +109,15 @@ def served(model: Path | str, engine: dict[str, Any] | None = None, **options: A
 
 @contextlib.contextmanager
 def listening(server: Served, *, small: bool = False, **changes: Any) -> Iterator[tuple[int, HttpServer]]:
-    """Another port of the same server, with other options over the same engine: (port, its HTTP server).
+    """Another port of the same server, with other options over the same engine: (port or 0, its HTTP server).
 
     Args:
         small: the kernel keeps as little of an answer as it can, so that what nobody reads stays with the server.
     """
     state = server.state
-    state = replace(state, config=replace(state.config, port=0, **changes))
+    config = replace(state.config, port=0, **changes)
+    rates = RateLimits(config.rate_limit_requests, config.rate_limit_tokens)
+    state = replace(state, config=config, keys=KeyRing(config.api_key, config.api_keys_file), rates=rates)
 
     async def start() -> tuple[HttpServer, asyncio.Future[None]]:
         http = HttpServer(uvicorn_config(state.config, build_app(state)))
@@ -131,7 +135,7 @@ def listening(server: Served, *, small: bool = False, **changes: Any) -> Iterato
         await running
 
     try:
-        yield http.servers[0].sockets[0].getsockname()[1], http
+        yield 0 if config.uds else http.servers[0].sockets[0].getsockname()[1], http
     finally:
         server.run(stop)
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from dougong import __version__
 from dougong.errors import DougongError
 from dougong.server.errors import ApiError, as_api_error
-from dougong.server.guard import Guard, respond
+from dougong.server.guard import BelowRoot, Guard, path_of, respond
 from dougong.server.http_metrics import HttpMetrics
 from dougong.server.state import ServerState
 
@@ -43,7 +43,6 @@ def build_app(state: ServerState) -> FastAPI:
         title="dougong",
         version=__version__,
         summary="One LLM serving core for every accelerator",
-        root_path=config.root_path,
         docs_url="/docs" if config.docs else None,
         redoc_url=None,
         openapi_url="/openapi.json" if config.docs else None,
@@ -69,13 +68,15 @@ def build_app(state: ServerState) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(HttpMetrics, counts=state.metrics.http, routes=routes)  # the last added stands outermost
+    app.add_middleware(HttpMetrics, counts=state.metrics.http, routes=routes)  # stands outside of those above
+    if config.root_path:
+        app.add_middleware(BelowRoot, root_path=config.root_path)
     _describe(app)
     return app
 
 
 def _answer(request: Request, error: ApiError) -> Response:
-    status, body, headers = respond(request.url.path, error)
+    status, body, headers = respond(path_of(request.scope), error)
     return Response(body, status, headers)
 
 

@@ -21,7 +21,7 @@ from dougong.server.errors import ApiError, anthropic_body, as_api_error, ollama
 from dougong.server.keys import KeyRing
 from dougong.server.limits import RateLimits, current_allowance
 
-__all__ = ["Guard", "body_for", "respond"]
+__all__ = ["BelowRoot", "Guard", "body_for", "path_of", "respond"]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,12 @@ _OPEN = frozenset({"/", "/health", "/version", "/metrics", "/docs", "/docs/oauth
 _OPEN_BELOW = "/web/"
 _CLOSED = frozenset({"/web/live"})
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
+
+
+def path_of(scope: Scope) -> str:
+    """The request's path as routes know it: without ``--root-path``, which some proxies leave in."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(root + "/") else str(path)
 
 
 def body_for(path: str) -> Callable[[ApiError], dict[str, Any]]:
@@ -47,6 +53,17 @@ def respond(path: str, error: ApiError) -> tuple[int, bytes, dict[str, str]]:
     return error.status, data, {"content-type": "application/json"} | error.headers
 
 
+class BelowRoot:
+    """ASGI middleware that tells routes of ``--root-path``, whether a proxy takes it off or leaves it in."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root = "/" + root_path.strip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "root_path": self._root}, receive, send)
+
+
 class Guard:
     """ASGI middleware."""
 
@@ -61,7 +78,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        path = scope["path"]
+        path = path_of(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         added: dict[str, str] = {"x-request-id": request_id}

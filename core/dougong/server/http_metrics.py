@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from starlette.routing import BaseRoute, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dougong.server.guard import path_of
 from dougong.server.histogram import Histogram
 
 __all__ = ["HttpCounts", "HttpMetrics"]
@@ -87,7 +88,7 @@ class HttpMetrics:
                 status = message["status"]
             await send(message)
 
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], path_of(scope)
         try:
             await self._app(scope, receive, answer)
         except Exception:

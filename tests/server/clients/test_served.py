@@ -128,7 +128,7 @@ def test_responses(gpt: openai.OpenAI) -> None:
     final = last.response
     assert final.usage is not None and first.usage is not None
     assert final.usage.input_tokens > first.usage.input_tokens
-    scored = gpt.responses.create(model="tiny", input="Hi", max_output_tokens=4, top_logprobs=2)
+    scored = gpt.responses.create(model="tiny", input="Hi", max_output_tokens=4, top_logprobs=2, temperature=0)
     assert len(scored.output[0].content[0].logprobs) == 4  # type: ignore[union-attr]
     for wrong in (
         {"previous_response_id": "resp_none"}, {"background": True}, {"tools": [{"type": "web_search"}]},

@@ -131,11 +131,24 @@ def test_sigterm_lets_streams_finish_and_a_second_one_ends_at_once(tiny_model: P
     assert time.monotonic() - started < 25
 
 
+HELLO: Any = [{"role": "user", "content": "a"}]
+ASKS: dict[str, Any] = {
+    "chat/completions": {"messages": HELLO, "max_tokens": 4, "response_format": {"type": "json_object"}},
+    "completions": {"prompt": "a", "max_tokens": 4, "logprobs": 2},
+    "embeddings": {"input": ["a", "b"]},
+    "messages": {"messages": HELLO, "max_tokens": 4},
+    "responses": {"input": "a", "max_output_tokens": 4},
+}
+
+
 @pytest.mark.prove
-def test_the_engine_ends_when_its_server_is_killed(tiny_model: Path) -> None:
+def test_the_process_that_speaks_http_has_no_torch_and_its_engine_ends_with_it(tiny_model: Path) -> None:
     server = Process(str(tiny_model), "--num-kv-blocks", "64")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     assert children
+    for path, body in ASKS.items():
+        assert httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60).status_code == 200, path
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     server.process.kill()
     server.end(10)
     deadline = time.monotonic() + 20
