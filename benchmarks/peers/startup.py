@@ -34,12 +34,10 @@ def main() -> None:
         engine = time.perf_counter() - STARTED
         llm.generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=1, detokenize=False), use_tqdm=False)
         first = time.perf_counter() - STARTED
-    print(
-        f"torch {after_torch:.1f} s, imports {imported:.1f}, device {device:.1f}, engine {engine:.1f}, token {first:.1f}"
-    )
-    print(
-        f"{len(compiled)} kernels, {sum(hit for _, hit, _ in compiled)} from the cache, {sum(s for *_, s in compiled):.1f} s"
-    )
+    marks = {"torch": after_torch, "imports": imported, "device": device, "engine": engine, "first token": first}
+    print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in marks.items()))
+    cached, spent = sum(hit for _, hit, _ in compiled), sum(seconds for *_, seconds in compiled)
+    print(f"{len(compiled)} kernels, {cached} from the cache, {spent:.1f} s")
     for name, hit, seconds in sorted(compiled, key=lambda one: -one[2])[:15]:
         print(f"  {name} {'cached' if hit else 'compiled'} {seconds:.2f} s")
 
