@@ -42,8 +42,8 @@ def dougong_kernels(device: Any, backend: str) -> Iterable[KernelSpec] | None:
 
 @hookspec(firstresult=True)
 def dougong_select_kernel(op: str, query: Any, candidates: Sequence[KernelSpec]) -> KernelSpec | None:
-    """Choose among candidates that all can do the query (an AttentionQuery, a LinearQuery or an OpQuery); None leaves it
-    to the next plugin or the priority."""
+    """Choose among candidates that all can do the query (an AttentionQuery, LinearQuery or OpQuery); None leaves it to
+    the next plugin or the priority."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Programmatic dependent launch, which NVIDIA has from Hopper on: a kernel is set up while the one before it still runs.
+"""Programmatic dependent launch, which NVIDIA has from Hopper on: a kernel is set up while the one before it runs.
 
 A kernel launched so may begin early; it waits before it touches memory, and then lets the next one begin. As every
 kernel waits for the end of the one before it, whatever was enqueued earlier has ended too.

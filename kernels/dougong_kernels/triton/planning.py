@@ -35,8 +35,8 @@ def _row_of(prefix, target, num_rows, STEPS: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["num_rows", "short", "groups", "programs", "min_units", "half_below", "unit_tiles", "width",
-                               "extend_tokens", "keys"])
+@triton.jit(do_not_specialize=["num_rows", "short", "groups", "programs", "min_units", "half_below", "unit_tiles",
+                               "width", "extend_tokens", "keys"])
 def plan_kernel(cu_q, kv_len, table, head, prefix, tiles, starts, rows, items,
                 num_rows, short, groups, programs, min_units, half_below, unit_tiles, width, extend_tokens, keys,
                 CAUSAL: tl.constexpr, WINDOW: tl.constexpr,

@@ -1,4 +1,4 @@
-"""config.json without transformers, where it leaves nothing to a default: importing its configs takes up to ten seconds.
+"""config.json without transformers, where it leaves nothing to a default: importing its configs takes ten seconds.
 
 Only families whose published files name every field that counts, and only files that do. All else goes through
 ``AutoConfig``; a test holds both ways to the same result.
