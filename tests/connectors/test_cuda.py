@@ -63,7 +63,7 @@ def bits(reader: Any, runs: list[list[int]]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize(("here", "there"), itertools.product(LAYOUTS, LAYOUTS))
+@pytest.mark.parametrize(("here", "there"), list(itertools.product(LAYOUTS, LAYOUTS)))
 def test_blocks_cross_to_the_bit(here: str, there: str, dtype: torch.dtype) -> None:
     """GPU blocks of 32 and host blocks of 16, every layout against every other, there and back again."""
     wide = torch.bfloat16 if dtype.itemsize == 1 else dtype

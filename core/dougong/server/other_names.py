@@ -64,7 +64,6 @@ OTHER_NAMES: Mapping[str, OtherName] = {
     "kv_cache_memory_bytes": _same("kv_cache_memory"),
     "num_gpu_blocks_override": _same("num_kv_blocks"),
     "cudagraph_capture_sizes": _same("graph_sizes"),
-    "cuda_graph_sizes": _same("graph_sizes"),
     "async_scheduling": _same("overlap", switch=True),
     "tokenizer_revision": _no("--revision is the model's and the tokenizer's"),
     "tokenizer_mode": _so("auto hf", "the tokenizer is the one in the model's files; name another with --tokenizer"),

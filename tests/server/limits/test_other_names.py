@@ -31,9 +31,9 @@ def test_a_command_line_of_vllms_serves_the_same(monkeypatch: pytest.MonkeyPatch
     config = serve(
         monkeypatch, "--model", "m", "--served-model-name", "a", "--max_model_len", "4096", "-tp", "2", "-q", "int8",
         "--gpu-memory-utilization", "0.5", "--num-gpu-blocks-override", "64", "--no-async-scheduling",
-        "--dtype", "half",
+        "--dtype", "half", "--cudagraph-capture-sizes", "1,2",
         "--enable-auto-tool-choice", "--tool-call-parser", "llama3_json", "--reasoning-parser", "deepseek_r1",
-        "--generation-config", "vllm", "--allowed-origins", '["https://a", "https://b"]', "--cuda-graph-sizes", "1,2",
+        "--generation-config", "vllm", "--allowed-origins", '["https://a", "https://b"]',
         "--uvicorn-log-level", "warning", "--disable-log-requests", "--disable-fastapi-docs", "--swap-space", "0",
         "--disable-log-stats", "--pipeline-parallel-size", "1", "--ssl-certfile", str(pem), "--ssl-keyfile", str(pem),
     )  # fmt: skip

@@ -138,7 +138,7 @@ def test_a_unix_socket_and_a_path_below_a_proxy(server: Served, tmp_path: Path) 
     with listening(server, **options), httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
         for prefix in ("", "/llm"):  # a proxy may leave its prefix in
             assert client.get(f"http://x{prefix}/health").status_code == 200
-            body = {"max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
+            body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
             assert client.post(f"http://x{prefix}/v1/messages", json=body).json()["type"] == "error"  # Anthropic's form
             assert client.post(f"http://x{prefix}/v1/messages", json=body, headers={"x-api-key": "k"}).is_success
 
