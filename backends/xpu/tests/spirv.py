@@ -51,22 +51,10 @@ def main() -> None:
 
 
 def lower(triton: Any, target: Any, source_type: Any, launch: Any) -> Any:
-    args = dict(launch.args)
-    options = {name: args.pop(name) for name in ("num_warps", "num_stages") if name in args}
-    args.pop("maxnreg", None)
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    for at, name in enumerate(launch.kernel.arg_names):
-        value = args[name]
-        if isinstance(value, str):
-            signature[name] = value
-            if value.startswith("*") or name.startswith("stride"):
-                attributes[(at,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "constexpr"
-            constants[(at,)] = value
-    source = source_type(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    from dougong_kernels.compile.build import described
+
+    options = {name: launch.args[name] for name in ("num_warps", "num_stages") if name in launch.args}
+    source = source_type(fn=launch.kernel, **described(launch.kernel, launch.args))
     return triton.compile(source, target=target, options=options)
 
 

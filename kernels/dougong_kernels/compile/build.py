@@ -11,7 +11,7 @@ from typing import Any
 
 from dougong_kernels.compile.targets import Target
 
-__all__ = ["Resources", "compile_for"]
+__all__ = ["Resources", "compile_for", "described"]
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,25 @@ class Resources:
 
 
 def compile_for(target: Target, kernel: Any, args: dict[str, Any]) -> Resources:
-    """args: name -> a type ("*bf16", "i32", "fp32"), or a constexpr's value; None for a missing pointer.
-
-    Pointers and the integers named stride_* are taken as divisible by 16, as the launcher finds them.
-    """
+    """args: name -> a type ("*bf16", "i32", "fp32"), or a constexpr's value; None for a missing pointer."""
     import triton
     from triton.compiler import ASTSource
 
-    args = dict(args)
-    options = {k: args.pop(k) for k in ("num_warps", "num_stages", "maxnreg") if k in args}
-    if "EARLY" in kernel.arg_names:
-        args["EARLY"] = target.early
-        if target.early:
-            options["launch_pdl"] = True
+    options = {k: args[k] for k in ("num_warps", "num_stages", "maxnreg") if k in args}
+    if "EARLY" in kernel.arg_names and target.early:
+        options["launch_pdl"] = True
+    source = ASTSource(fn=kernel, **described(kernel, args, early=target.early))
+    built = triton.compile(source, target=target.triton(), options=options)
+    registers, spills = _amd(built.asm) if target.backend == "hip" else _nvidia(built.asm)
+    return Resources(registers, spills, int(built.metadata.shared))
+
+
+def described(kernel: Any, args: dict[str, Any], *, early: bool = False) -> dict[str, Any]:
+    """The arguments of a kernel as Triton's ``ASTSource`` takes them; early: whether it may begin before the last ends.
+
+    Pointers and the integers named stride_* are taken as divisible by 16, as the launcher finds them.
+    """
+    args = args | {"EARLY": early}
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attrs: dict[tuple[int, ...], Any] = {}
@@ -49,10 +55,7 @@ def compile_for(target: Target, kernel: Any, args: dict[str, Any]) -> Resources:
         else:
             signature[name] = "constexpr"
             constants[(at,)] = value
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-    built = triton.compile(source, target=target.triton(), options=options)
-    registers, spills = _amd(built.asm) if target.backend == "hip" else _nvidia(built.asm)
-    return Resources(registers, spills, int(built.metadata.shared))
+    return {"signature": signature, "constexprs": constants, "attrs": attrs}
 
 
 def _amd(asm: dict[str, Any]) -> tuple[int, int]:
