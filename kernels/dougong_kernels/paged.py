@@ -114,6 +114,8 @@ class PagedAttention:
         self.max_rows, self.max_tokens, self.max_kv_len, self.cores = max_rows, max_tokens, max_kv_len, cores
         self.device = torch.device(device)
         self.early = early_start(self.device)
+        # Graphs are the device's own: torch.cuda's (HIP's too), torch.xpu's. The host records none.
+        self.capturing = getattr(torch.get_device_module(self.device.type), "is_current_stream_capturing", None)
         self.invariant = batch_invariant
         s = shape
         self.group = s.num_heads // s.num_kv_heads
@@ -394,5 +396,5 @@ class PagedAttention:
                  *constants),
                 options,
             )  # fmt: skip
-        if plan.launched is None and self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if plan.launched is None and self.capturing is not None and self.capturing():
             plan.launched = tokens, plan.max_items

@@ -227,3 +227,18 @@ def test_captured_plan_follows_new_batches_and_refuses_larger_ones(device: str) 
     plan.launched = 1, 2
     with pytest.raises(ValueError, match="does not fit the captured graph"):
         large.plan(a, plan)
+
+
+def test_a_capture_pins_the_plan_on_any_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device's own module says that a graph is being captured, XPU's too: replays keep to the capture's launches."""
+    module = torch.get_device_module(device)
+    a = attention(shape(), device)
+    plan = a.new_plan()
+    problem = make_problem(shape(), [1, 20], [33, 20], dtype=torch.float16, device=device)
+    problem.run(a, plan)
+    assert plan.launched is None
+    monkeypatch.setattr(module, "is_current_stream_capturing", lambda: True, raising=False)
+    a = attention(shape(), device)
+    plan = a.new_plan()
+    problem.run(a, plan)
+    assert plan.launched == (plan.split_tokens, plan.max_items) == (1, 3)
