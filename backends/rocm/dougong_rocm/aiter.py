@@ -78,7 +78,6 @@ class AiterAttention(AttentionKernel):
         super().__init__(spec, group, limits, device)
         self._sdk = sdk()
         self._unit = torch.ones(1, dtype=torch.float32, device=device.torch_device)
-        self._workspace = torch.empty(0, dtype=torch.uint8, device=device.torch_device)
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
@@ -133,11 +132,11 @@ class AiterAttention(AttentionKernel):
         longest = max(1, view.max_kv_len)
         parts = -(-longest // _PARTITION)
         size = rows * spec.num_heads * parts * (spec.head_dim * q.itemsize + 8)
-        if self._workspace.numel() < size:
-            self._workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
+        # Anew for each call: one that is kept and grows would be freed under the graphs that captured it.
+        workspace = torch.empty(size, dtype=torch.uint8, device=q.device)
         answer = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
         torch.ops.aiter.paged_attention_v1(
-            answer, self._workspace, q if q.stride(1) == q.shape[2] else q.contiguous(), kv.k, kv.v, spec.scale,
+            answer, workspace, q if q.stride(1) == q.shape[2] else q.contiguous(), kv.k, kv.v, spec.scale,
             view.block_table[:rows], None, view.kv_len[:rows], longest, None, "auto", "NHD", spec.softcap or 0.0,
             self._unit, self._unit,
         )  # fmt: skip

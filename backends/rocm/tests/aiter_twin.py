@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from types import ModuleType
@@ -10,10 +11,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["calls", "install"]
+__all__ = ["calls", "install", "workspaces"]
 
 #: Names of the operators called, in order.
 calls: list[str] = []
+#: The workspaces that were given, as far as they live.
+workspaces: list[weakref.ref[torch.Tensor]] = []
 _kept: list[Any] = []
 
 _PAGED = (
@@ -62,6 +65,7 @@ def _paged(
     partition: int = 256, mtp: int = 1, window: int = 0,
 ) -> None:  # fmt: skip
     calls.append("paged_attention_v1")
+    workspaces.append(weakref.ref(workspace))
     rows, heads, dim = q.shape
     _need(q.dtype in (torch.float16, torch.bfloat16) and k.dtype == q.dtype, "fp16 or bf16, cache alike")
     _need(kv_dtype == "auto" and layout == "NHD" and cu_q is None and alibi is None, "this use only")

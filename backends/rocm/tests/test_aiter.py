@@ -43,6 +43,7 @@ class Here(Device):
 def twin() -> None:
     aiter_twin.install()
     aiter_twin.calls.clear()
+    aiter_twin.workspaces.clear()
     torch.manual_seed(0)
 
 
@@ -55,7 +56,9 @@ def build(kernel: type, spec: AttentionSpec) -> Any:
     return kernel(spec, group, Limits(max_rows=8, max_tokens=64, max_kv_len=128, max_blocks=8), Here())
 
 
-def answers(spec: AttentionSpec, q_lens: list[int], kv_lens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(
+    spec: AttentionSpec, q_lens: list[int], kv_lens: list[int], subject: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     cache = allocate_cache(spec, AITER_NHD, 40, 16, "cpu")
     for plane in cache.planes.values():
         plane.fill_(torch.nan)
@@ -66,8 +69,7 @@ def answers(spec: AttentionSpec, q_lens: list[int], kv_lens: list[int]) -> tuple
     batch = BatchView.build(q_lens, kv_lens, table, 16, "cpu", slots=torch.arange(sum(q_lens)))
     q = torch.randn(batch.num_tokens, 8, 64).to(BF16)[:, :4]
     found = []
-    for kernel in (AiterAttention, ReferenceAttention):
-        one = build(kernel, spec)
+    for one in (subject or build(AiterAttention, spec), build(ReferenceAttention, spec)):
         plan = one.new_plan()
         one.plan(batch, plan)
         out = torch.full((batch.num_tokens, 4, 64), torch.nan, dtype=BF16)
@@ -93,6 +95,13 @@ def test_agrees_with_the_reference(
     got, want = answers(spec(softcap=softcap), q_lens, kv_lens)
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
     assert aiter_twin.calls == called
+
+
+def test_a_workspace_is_the_call_s_alone() -> None:
+    """In a capture it is the graph's pool's. Were it the kernel's, a larger batch would free it under the graph."""
+    kernel = build(AiterAttention, spec())
+    answers(spec(), [1], [33], kernel)
+    assert [found() for found in aiter_twin.workspaces] == [None]
 
 
 def test_ragged_keys_and_values() -> None:
