@@ -59,9 +59,11 @@ def vllm() -> Any:
 def sgl() -> Any:
     """``flash_attn_with_kvcache`` with an ``out`` argument."""
     module = _load("sgl_kernel.flash_attn")
-    schema = str(getattr(getattr(torch.ops.sgl_kernel, "fwd", None), "default", ""))
-    if not schema:
+    operator = getattr(getattr(torch.ops.sgl_kernel, "fwd", None), "default", None)
+    if operator is None:
         raise ImportError("sgl_kernel was built without attention (USE_FMHA=OFF), or for another device")
+    if all(argument.name != "out" for argument in operator._schema.arguments):
+        raise ImportError("sgl_kernel is too old: its attention does not write into a tensor that is given (out)")
     return module.flash_attn_with_kvcache
 
 

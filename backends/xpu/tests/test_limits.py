@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +87,36 @@ def test_a_library_that_is_missing_or_does_not_load(
     monkeypatch.setattr(sdk.importlib, "import_module", broken)
     (refusal,) = KERNELS[library][0].supports(query(library, {}, {}), device)
     assert "does not fit torch" in refusal.reason and "libsycl.so.8" in refusal.reason
+
+
+class _Old:
+    """An operator with other arguments than those that are used here."""
+
+    class default:  # noqa: N801 - torch's name
+        class _schema:  # noqa: N801
+            arguments = (SimpleNamespace(name="q"), SimpleNamespace(name="softcap"))
+
+
+def test_a_library_that_is_too_old_or_has_no_attention(monkeypatch: pytest.MonkeyPatch, device: Any) -> None:
+    def reason(library: str) -> str:
+        (refusal,) = KERNELS[library][0].supports(query(library, {}, {}), device)
+        assert refusal.nearest == "the triton provider"
+        return refusal.reason
+
+    ops = SimpleNamespace(sgl_kernel=SimpleNamespace(), _C_cache_ops=SimpleNamespace())
+    with monkeypatch.context() as patch:
+        patch.setattr(sdk.torch, "ops", ops)
+        assert "vllm_xpu_kernels is too old: it has no reshape_and_cache_flash" in reason("vllm")
+        assert "sgl_kernel was built without attention" in reason("sgl")
+        ops.sgl_kernel.fwd = _Old
+        assert "sgl_kernel is too old" in reason("sgl")
+    module = sys.modules["vllm_xpu_kernels.flash_attn_interface"]
+    monkeypatch.setattr(module, "FA2_AVAILABLE", False)
+    monkeypatch.setattr(module, "FA2_UNAVAILABLE_REASON", "no libsycl", raising=False)
+    assert "vllm_xpu_kernels has no attention: no libsycl" in reason("vllm")
+    monkeypatch.setattr(sdk, "torch_minor", lambda: (2, 8))
+    monkeypatch.setattr(sys.modules["intel_extension_for_pytorch"], "__version__", "2.7.10+xpu")
+    assert "intel-extension-for-pytorch 2.7.10+xpu: only 2.8 is for torch 2.8" in reason("ipex")
 
 
 def test_what_is_not_installed_says_where_it_comes_from() -> None:
