@@ -7,29 +7,68 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dougong_compat.case import Case
+from dougong_compat.case import Case, seed_of
 from dougong_compat.cases.attention import HEADS
 from dougong_compat.cases.make import FEATURES, attention_case
 from dougong_compat.manifest import Manifest, find
-from dougong_compat.outcome import Result
-from dougong_compat.pool import Target, Worker
+from dougong_compat.outcome import Outcome, Result
+from dougong_compat.pool import Clock, OpenError, Target, Worker
 from dougong_compat.resolve import Resolver
 from dougong_compat.run import Runner
 
-__all__ = ["examples", "run_one", "search"]
+__all__ = ["Found", "examples", "of_a_profile", "run_one", "search"]
+
+#: Examples that a run of the profiles ``full`` and ``certified`` tries; the same ones every time.
+EXAMPLES = 100
+
+
+@dataclass
+class Found:
+    """What the search of a profile came to: a line for the report, a result for what failed, why it cannot count."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def of_a_profile(runner: Runner, clock: Clock, options: str = "") -> Found:
+    """Search for ``EXAMPLES`` with the runner's own worker and manifest; ``clock`` and the user may cut it."""
+    seed = seed_of("L1/fuzz") % 2**32
+    worker = runner.worker
+    try:
+        outcome = search(
+            worker.target, count=EXAMPLES, seed=seed, worker=worker, manifest=runner.manifest, guard=runner.guard,
+            clock=clock, options=options,
+        )  # fmt: skip
+    except OpenError as error:
+        return Found(problems=[f"the search for failing batches came to no end: {error}"])
+    except KeyboardInterrupt:
+        clock.interrupted = True
+        return Found(problems=["the run was interrupted in the search for failing batches"])
+    failure = outcome["failure"]
+    if clock.over and failure is None:
+        return Found(problems=[f"time was up after {outcome['tried']} examples of the search for failing batches"])
+    found = Found({"examples": outcome["tried"], "seed": seed, "failed": failure is not None})
+    if failure is not None:
+        result = Result(failure["id"], "L1", Outcome(failure["outcome"]), failure["message"], seed=failure["seed"])
+        result.reproduce = failure["reproduce"]
+        found.results.append(result)
+    return found
 
 
 def run_one(
-    worker: Worker, case: Case, manifest_path: str | None = None, manifest: Manifest | None = None
-) -> tuple[Result, dict[str, Any]]:
+    worker: Worker, case: Case, manifest_path: str | None = None, manifest: Manifest | None = None, *,
+    guard: bool = False,
+) -> tuple[Result, dict[str, Any]]:  # fmt: skip
     """Run one case; (result, the worker's whole message)."""
     if worker.socket is None:
         worker.start()
     declared = manifest or find(worker.facts, manifest_path, worker.target.plugins)
-    runner = Runner(worker, declared, datetime.datetime.now(datetime.timezone.utc).date())
+    runner = Runner(worker, declared, datetime.datetime.now(datetime.timezone.utc).date(), guard)
     known = case.mandatory or not declared.undeclared(case.needs)
     request = runner.resolver.request(case, declared=known)
     answer = next(iter(worker.ask([request])))
@@ -83,11 +122,17 @@ def search(
     manifest_path: str | None = None,
     folder: Path | None = None,
     worker: Worker | None = None,
+    manifest: Manifest | None = None,
+    guard: bool = False,
+    clock: Clock | None = None,
+    options: str = "",
     on_try: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """{tried, failure}: the smallest failing example that was found, or None.
 
     Saved failures in ``folder`` are tried before anything else. ``worker``: a process to do it in, which stays.
+    ``manifest``: one at hand, in place of the file's. ``clock``: when to try no more. ``options``: what the line that
+    runs a failure again needs besides (``Session.options``).
     """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as start
@@ -95,22 +140,23 @@ def search(
     found: dict[str, Any] = {"backend": target.backend, "tried": 0, "failure": None}
     with nullcontext(worker) if worker is not None else Worker(target, timeout=30.0) as worker:
         facts = worker.open(target)
-        manifest = find(facts, manifest_path, target.plugins)
-        resolver = Resolver(facts, manifest)
-        blocks = [size for size in (16, 8, 1, 32, 64) if manifest.declares(f"block:{size}")] or [resolver.block]
+        declared = manifest or find(facts, manifest_path, target.plugins)
+        resolver = Resolver(facts, declared)
+        blocks = [size for size in (16, 8, 1, 32, 64) if declared.declares(f"block:{size}")] or [resolver.block]
 
         def attempt(params: dict[str, Any]) -> None:
             text = json.dumps(params, sort_keys=True)
             name = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
             case = attention_case("fuzz", name, params)
-            if manifest.undeclared(case.needs):
+            if declared.undeclared(case.needs) or (clock is not None and clock.over):
                 return
             found["tried"] += 1
             on_try()
-            result, _ = run_one(worker, case, manifest=manifest)
+            result, _ = run_one(worker, case, manifest=declared, guard=guard)
             if result.outcome.bad:
                 reproduce = (
-                    f"dougong compat repro --backend {target.backend} --seed {result.seed} --params '{text}' {case.id}"
+                    f"dougong compat repro --backend {target.backend}{options} --seed {result.seed} --params '{text}' "
+                    f"{case.id}"
                 )
                 found["failure"] = {
                     "id": case.id, "params": params, "seed": result.seed, "outcome": result.outcome.value,

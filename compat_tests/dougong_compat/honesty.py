@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 from dougong_compat.case import LEVELS, Case
 from dougong_compat.manifest import Manifest
 from dougong_compat.outcome import Outcome, Result
 
-__all__ = ["FLOORS", "Verdict", "mustpass_hash", "mustpass_ids", "verdict_of"]
+__all__ = ["FLOORS", "Verdict", "mustpass_hash", "mustpass_ids", "unmet", "verdict_of"]
 
 #: Cases that must have been executed (not refused), per profile and level. A backend that refuses its way below is
 #: INVALID. About half of what a backend without optional features executes.
@@ -46,6 +47,18 @@ def mustpass_ids(profile: str) -> list[str]:
 def mustpass_hash(ids: Iterable[str]) -> str:
     """SHA-256 over the sorted ids, one a line."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def unmet(facts: Mapping[str, Any], manifest: Manifest, profile: str) -> list[str]:
+    """What is mandatory and shows in no single case: a 16-bit dtype off the CPU; guard pages for ``certified``."""
+    found = []
+    on_host = facts["device_type"] == "cpu"
+    here = [name for name in facts["dtypes"] if manifest.declares(f"dtype:{name}")]
+    if not on_host and not {"float16", "bfloat16"} & set(here):
+        found.append(f"float16 or bfloat16 is mandatory; device and manifest share {', '.join(here) or 'no dtype'}")
+    if profile == "certified" and on_host and not facts.get("guard_pages", True):
+        found.append("certified needs guard pages, which this platform has not")
+    return found
 
 
 def verdict_of(
@@ -102,6 +115,13 @@ def verdict_of(
         ]
         if waived:
             invalid.append(f"certified allows no waiver on mandatory cases: {waived[:3]}")
+        skipped = [
+            result.case_id
+            for result in results
+            if result.outcome is Outcome.UNSUPPORTED and result.case_id in mandatory
+        ]
+        if skipped:
+            invalid.append(f"certified skips no mandatory case, for lack of memory either: {skipped[:3]}")
         if manifest.tolerance != "strict":
             invalid.append("certified allows no relaxed tolerance")
     if invalid:

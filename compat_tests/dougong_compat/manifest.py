@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,9 +176,23 @@ def derive(facts: Mapping[str, Any]) -> Manifest:
     return Manifest(facts["backend"], families, frozenset(flags), source="derived from the kernels' own declarations")
 
 
+def _beside(module: str) -> Path | None:
+    """The compat.toml in a module's package. Nothing is imported: plugins run in the worker."""
+    top, *rest = module.partition(":")[0].split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        file = Path(folder, *rest, "compat.toml")
+        if file.is_file():
+            return file
+    return None
+
+
 def find(facts: Mapping[str, Any], path: str | None = None, modules: Sequence[str] = ()) -> Manifest:
-    """The manifest for a backend: the file named, ``compat.toml`` beside its plugin's package, the suite's own for
-    backends of this tree, or one derived from its kernels.
+    """The manifest for a backend: the file named, the suite's own for backends whose duties are written here,
+    ``compat.toml`` in its plugin's package, or one derived from its kernels.
 
     Raises:
         ManifestError: it cannot be read, or is another backend's.
@@ -190,17 +205,14 @@ def find(facts: Mapping[str, Any], path: str | None = None, modules: Sequence[st
         except OSError as error:
             raise ManifestError(f"manifest {path}: {error}") from error
     else:
-        for module in [*modules, f"dougong_{name.replace('-', '_')}"]:
-            try:
-                file = resources.files(module.partition(":")[0]).joinpath("compat.toml")
-                if file.is_file():
-                    text, source = file.read_text(encoding="utf-8"), f"{module}/compat.toml"
-                    break
-            except (ModuleNotFoundError, TypeError, ValueError):
-                continue
         own = resources.files("dougong_compat").joinpath("manifests", f"{name}.toml")
-        if not text and own.is_file():
+        if own.is_file():
             text, source = own.read_text(encoding="utf-8"), f"dougong_compat/manifests/{name}.toml"
+        for module in [*modules, f"dougong_{name.replace('-', '_')}"] if not text else ():
+            file = _beside(module)
+            if file is not None:
+                text, source = file.read_text(encoding="utf-8"), f"{module}/compat.toml"
+                break
     if not text:
         return derive(facts)
     manifest = read(text, source)

@@ -27,8 +27,8 @@ class Outcome(str, Enum):
 
     @property
     def executed(self) -> bool:
-        """Whether the backend did the work (rightly or not)."""
-        return self is not Outcome.UNSUPPORTED
+        """Whether the backend did the work, and is judged by it: neither refused nor waived."""
+        return self not in (Outcome.UNSUPPORTED, Outcome.WAIVED)
 
 
 _BAD = frozenset({Outcome.FAIL, Outcome.ERROR, Outcome.CRASH, Outcome.TIMEOUT, Outcome.XPASS})
@@ -58,6 +58,8 @@ class Result:
     seed: int = 0
     entry: int = 0
     link: str = ""
+    reproduce: str = ""
+    """The line that runs it again, where that is not the usual one."""
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {

@@ -23,8 +23,10 @@ class Resolver:
         self.layout = first["name"]
         sizes = [size for size in first["blocks"] if manifest.declares(f"block:{size}")]
         self.block = first["default"] if first["default"] in sizes or not sizes else sizes[0]
-        dtypes = [name for name in facts["dtypes"] if manifest.declares(f"dtype:{name}")]
-        self.dtype = (dtypes or facts["dtypes"])[0]
+        dtypes = [name for name in facts["dtypes"] if manifest.declares(f"dtype:{name}")] or facts["dtypes"]
+        # what is mandatory off the CPU is a 16-bit type, so its cases are asked in one
+        halves = [name for name in dtypes if name in ("bfloat16", "float16")] if facts["device_type"] != "cpu" else []
+        self.dtype = (halves or dtypes)[0]
 
     def params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Resolved parameters (``base`` inside variants too)."""
@@ -40,7 +42,7 @@ class Resolver:
             out["planes"] = named["planes"]
         if not out.get("block"):
             out["block"] = self.block if out["layout"] == self.layout else (named["default"] if named else 16)
-        if self.guard and "H" in out and out.get("stride", "plain") == "plain":
+        if self.guard and ("H" in out or "op" in out) and out.get("stride", "plain") == "plain":
             out["guard"] = True
         rows = out.get("rows")
         if rows is not None:

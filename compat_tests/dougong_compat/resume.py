@@ -10,13 +10,16 @@ from dougong_compat.outcome import Outcome, Result
 __all__ = ["parts_of", "same_run", "stood"]
 
 _FACTS = ("backend", "plugin", "version", "device", "torch")
+_JUDGED_BY = ("tolerance", "capabilities", "waivers")
 
 
-def same_run(report: Mapping[str, Any], facts: Mapping[str, Any], profile: str, cases_sha256: str) -> None:
-    """Refuse a report that another run's results cannot be added to.
+def same_run(
+    report: Mapping[str, Any], facts: Mapping[str, Any], manifest: Mapping[str, Any], profile: str, cases_sha256: str
+) -> None:
+    """Refuse a report that another run's results cannot be added to. ``manifest``: as in a report.
 
     Raises:
-        ValueError: it is of another profile, suite, backend, device or torch; says which.
+        ValueError: it is of another profile, suite, backend, device, torch, kernels or manifest; says which.
     """
     given, wanted = report["environment"], dict(facts)
     differ = [f"profile {report['profile']!r}, not {profile!r}"] if report["profile"] != profile else []
@@ -27,6 +30,9 @@ def same_run(report: Mapping[str, Any], facts: Mapping[str, Any], profile: str, 
         for name in _FACTS
         if given.get(name) != wanted.get(name)
     ]
+    if given.get("kernels") != wanted.get("kernels"):
+        differ.append("other kernels")
+    differ += [f"a manifest with other {name}" for name in _JUDGED_BY if report["manifest"][name] != manifest[name]]
     if differ:
         raise ValueError(f"the report to go on from is of {'; '.join(differ)}: run the profile anew")
 
@@ -46,6 +52,7 @@ def stood(report: Mapping[str, Any]) -> list[Result]:
             seed=row["seed"],
             entry=row.get("entry", 0),
             link=row.get("link", ""),
+            reproduce=row.get("reproduce", ""),
         )
         for row in report["cases"]
     ]

@@ -92,8 +92,12 @@ class Runner:
         if answer.fate != "answered":
             result.outcome = Outcome.CRASH if answer.fate == "crash" else Outcome.TIMEOUT
             result.message = answer.detail
+        elif message.get("changed"):
+            result.outcome = Outcome.FAIL
+            what = "; ".join(map(str, message["changed"]))[:400]
+            result.message = f"the plugin changed the suite in its worker: {what}"
         elif "skipped" in message:
-            result.outcome, result.message = Outcome.UNSUPPORTED, f"skipped by the suite: {message['skipped']}"
+            self._skipped(result, request, str(message["skipped"]))
         elif "refused" in message:
             self._refused(result, case, declared, str(message["refused"]))
         elif "error" in message:
@@ -101,6 +105,13 @@ class Runner:
         else:
             self._computed(result, missing, request, answer)
         return self._waive(result)
+
+    def _skipped(self, result: Result, request: dict, reason: str) -> None:  # type: ignore[type-arg]
+        """Gigabytes may be lacking; nothing else is skipped."""
+        if request.get("heavy"):
+            result.outcome, result.message = Outcome.UNSUPPORTED, f"skipped by the suite: {reason}"
+        else:
+            result.outcome, result.message = Outcome.FAIL, f"skipped, and not by the suite: {reason}"
 
     def _refused(self, result: Result, case: Case, declared: bool, reason: str) -> None:
         if not declared:

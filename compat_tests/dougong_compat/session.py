@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from dougong_compat import integrity
 from dougong_compat.case import Case
 from dougong_compat.cases import collect_profile
 from dougong_compat.contributed import receive
-from dougong_compat.honesty import Verdict, mustpass_hash, verdict_of
+from dougong_compat.fuzzing import Found, of_a_profile
+from dougong_compat.honesty import Verdict, mustpass_hash, unmet, verdict_of
 from dougong_compat.manifest import Manifest, find
 from dougong_compat.outcome import Result
 from dougong_compat.pool import Clock, Target, Worker
@@ -42,6 +45,14 @@ class Session:
     """The report of a run that was cut: only the cases that it lacks are run."""
     floors: dict[str, int] | None = None
     performance: Sequence[dict[str, Any]] = ()
+
+    @property
+    def options(self) -> str:
+        """What `repro` must be told besides backend, seed and case, with a blank before it."""
+        words = [word for plugin in self.target.plugins_given for word in ("--plugin", plugin)]
+        words += ["--manifest", self.manifest_path] if self.manifest_path else []
+        words += ["--guard"] if self.profile == "certified" else []
+        return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
@@ -77,18 +88,21 @@ def run_profile(
         chosen = select([*cases, *added.cases], session.only)
         kept: dict[str, Result] = {}
         if session.resume is not None:
-            same_run(session.resume, facts, session.profile, mustpass_hash(case.id for case in cases))
+            sha256 = mustpass_hash(case.id for case in cases)
+            same_run(session.resume, facts, manifest.to_json(), session.profile, sha256)
             kept = {result.case_id: result for result in stood(session.resume)}
         left = [case for case in chosen if case.id not in kept]
         if on_start is not None:
             on_start(facts, len(left))
-        results = Runner(worker, manifest, today, guard).run(left, on_result, more=more, clock=clock)
+        runner = Runner(worker, manifest, today, guard)
+        results = runner.run(left, on_result, more=more, clock=clock)
+        searched = _searched(session, runner, clock)
         jobs = sum(one.started for one in (worker, *more))
         restarts = sum(one.restarts for one in (worker, *more))
     seconds = time.monotonic() - started
     parts = [*parts_of(session.resume), _part(seconds, len(results))] if session.resume is not None else []
     fresh = {result.case_id: result for result in results} | kept
-    results = [fresh[case.id] for case in chosen if case.id in fresh]
+    results = [fresh[case.id] for case in chosen if case.id in fresh] + searched.results
     came = {result.case_id for result in results}
     not_run = [case.id for case in chosen if case.id not in came]
     verdict = verdict_of(
@@ -99,15 +113,33 @@ def run_profile(
         today,
         selected=bool(session.only),
         reserved=session.floors,
-        problems=added.problems,
+        problems=[
+            *added.problems,
+            *unmet(facts, manifest, session.profile),
+            *searched.problems,
+            *(f"a plugin changed the suite in the process that judges: {what}" for what in integrity.changes()),
+        ],
         cut=_why(clock, session, len(not_run), len(chosen)) if not_run else "",
     )
     report = build(
         profile=session.profile, facts=facts, manifest=manifest, cases=cases, results=results, verdict=verdict,
         seconds=sum(part["seconds"] for part in parts) or seconds, restarts=restarts,
-        performance=session.performance, jobs=jobs, not_run=not_run, parts=parts,
+        performance=session.performance, jobs=jobs, not_run=not_run, parts=parts, options=session.options,
+        fuzzing=searched.report,
     )  # fmt: skip
     return report, chosen
+
+
+def _searched(session: Session, runner: Runner, clock: Clock) -> Found:
+    """The search that belongs to the profile, or what the run before this one found."""
+    if session.only or session.profile not in ("full", "certified"):
+        return Found()
+    if session.resume is not None and "fuzzing" in session.resume:
+        found = [result for result in stood(session.resume) if result.case_id.split("/")[1] == "fuzz"]
+        return Found(dict(session.resume["fuzzing"]), found)
+    if clock.over:
+        return Found(problems=["there was no time left for the search for failing batches"])
+    return of_a_profile(runner, clock, session.options)
 
 
 def unopened(session: Session, error: Exception) -> dict[str, Any]:

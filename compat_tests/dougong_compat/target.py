@@ -18,3 +18,10 @@ class Target:
     backend: str
     plugins: tuple[str, ...] = ()
     mutant: str = ""
+
+    @property
+    def plugins_given(self) -> tuple[str, ...]:
+        """The plugins that a command line must name: those of the suite's own backends it knows."""
+        from dougong_compat.selftest.backends import BUILT_IN
+
+        return () if self.plugins == (BUILT_IN.get(self.backend),) else self.plugins

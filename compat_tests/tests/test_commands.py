@@ -45,6 +45,10 @@ def test_list_names_the_cases_of_a_profile() -> None:
     [
         (("list", "--profile", "huge"), "one of smoke, core, full, certified"),
         (("run", "--backend", "cpu", "--profile", "huge"), "one of smoke, core, full, certified"),
+        (("run",), "--backend"),
+        (("run", "--backend", "cpu", "--jobs", "0"), "--jobs"),
+        (("dance",), "dance"),
+        (("--dance",), "--dance"),
         (("repro", "--backend", "cpu", "--seed", "1", "--params", "{", CASE), "JSONDecodeError"),
         (("verify", "no-such-report.json"), "No such file"),
         pytest.param(("support", "--backend", "nobody"), "nobody", marks=pytest.mark.prove),
@@ -125,3 +129,13 @@ def test_the_suite_under_plain_pytest(tmp_path: Path) -> None:
         "L0/" in line for line in failed
     )
     assert any("test_verdict[cheat-zeros]" in line for line in failed)
+
+
+@pytest.mark.prove
+def test_plain_pytest_on_a_backend_that_cannot_be_opened_ends_soon(tmp_path: Path) -> None:
+    """It is tried once, and every test says why it did not run."""
+    command = [sys.executable, "-m", "pytest", "--pyargs", "dougong_compat.suite", "-q", "-p", "no:cacheprovider"]
+    command += ["--dougong-backend", "nobody", "--dougong-profile", "smoke", "--rootdir", str(tmp_path), "--tb=line"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1 and f"{len(collect_profile('smoke')) + 1} failed" in done.stdout.splitlines()[-1]
+    assert "the backend could not be opened" in done.stdout

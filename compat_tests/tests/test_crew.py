@@ -10,7 +10,8 @@ import pytest
 from dougong_compat.case import Case
 from dougong_compat.cases import collect_profile
 from dougong_compat.crew import is_heavy, shares
-from dougong_compat.manifest import find
+from dougong_compat.fuzzing import of_a_profile
+from dougong_compat.manifest import Manifest, find
 from dougong_compat.outcome import Result
 from dougong_compat.pool import Clock, OpenError, Target, Worker
 from dougong_compat.problem import DEFAULTS
@@ -20,6 +21,8 @@ from dougong_compat.report.schema_check import violations
 from dougong_compat.report.verify import faults
 from dougong_compat.resolve import Resolver
 from dougong_compat.resume import same_run
+from dougong_compat.run import Runner
+from dougong_compat.selftest.lab import TODAY
 from dougong_compat.session import Session, run_profile, unopened
 
 HONEST = Target("honest-tiled", ("dougong_compat.selftest.honest",))
@@ -170,16 +173,41 @@ def test_a_run_that_was_cut_goes_on() -> None:
     assert violations(json.loads(json.dumps(again)), schema()) == []
 
 
-@pytest.mark.parametrize("change", ["profile", "suite", "device"])
+@pytest.mark.parametrize("change", ["profile", "suite", "device", "kernels", "manifest"])
 def test_another_runs_results_are_not_added(change: str) -> None:
-    facts = {"backend": "x", "plugin": "x", "version": "1", "device": "one", "torch": "2"}
+    facts: dict[str, Any] = {"backend": "x", "plugin": "x", "version": "1", "device": "one", "torch": "2"}
+    manifest = Manifest("x", {}, frozenset({"engine"})).to_json()
     report = {"profile": "core", "environment": dict(facts), "suite": {"version": "1", "cases_sha256": "a"}}
-    same_run(report, facts, "core", "a")
+    report["manifest"] = {**manifest, "source": "elsewhere"}
+    same_run(report, facts, manifest, "core", "a")
     if change == "profile":
         report["profile"] = "full"
     elif change == "suite":
         report["suite"] = {"version": "1", "cases_sha256": "b"}
-    else:
+    elif change == "device":
         report["environment"] = {**facts, "device": "another"}
+    elif change == "kernels":
+        report["environment"] = {**facts, "kernels": [{"provider": "faster"}]}
+    else:  # what was judged with more room does not stand
+        report["manifest"]["tolerance"] = "relaxed"
     with pytest.raises(ValueError, match="run the profile anew"):
-        same_run(report, facts, "core", "a")
+        same_run(report, facts, manifest, "core", "a")
+
+
+def test_the_line_that_runs_a_case_again_names_what_the_run_was_given() -> None:
+    session = Session(Target("mydev", ("my.plugin",)), "certified", "my compat.toml")
+    assert session.options == " --plugin my.plugin --manifest 'my compat.toml' --guard"
+    assert Session(HONEST).options == "", "the suite knows where its own backends are"
+
+
+@pytest.mark.prove
+def test_the_full_profile_searches_too(lab: Any) -> None:
+    """Nothing on an honest kernel; on a wrong one a case of the smallest batch, with the line that runs it again."""
+    for backend, module, failed in (("honest-tiled", "honest", False), ("cheat-zeros", "cheats", True)):
+        facts = lab.worker.open(Target(backend, (f"dougong_compat.selftest.{module}",)))
+        runner = Runner(lab.worker, find({**facts, "backend": "honest-tiled"}), TODAY)
+        found = of_a_profile(runner, Clock(), " --plugin x")
+        assert found.report["failed"] is failed and found.report["examples"] >= 1 and found.problems == []
+        assert [result.case_id.rpartition("/")[0] for result in found.results] == ["L1/fuzz"] * failed
+    assert "--plugin x --seed" in found.results[0].reproduce and '"rows": [[1, 1]]' in found.results[0].reproduce
+    assert of_a_profile(runner, Clock(0.0)).problems, "a search that was cut proves nothing"

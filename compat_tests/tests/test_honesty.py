@@ -8,7 +8,7 @@ import datetime
 import pytest
 
 from dougong_compat.cases import collect_profile
-from dougong_compat.honesty import verdict_of
+from dougong_compat.honesty import unmet, verdict_of
 from dougong_compat.manifest import Manifest, ManifestError, Waiver, read
 from dougong_compat.outcome import Outcome, Result
 from dougong_compat.selftest.lab import TODAY, Lab
@@ -48,6 +48,36 @@ def test_refusing_nearly_everything_is_invalid() -> None:
     cases, results = smoke(Outcome.UNSUPPORTED)
     verdict = verdict_of("smoke", cases, results, FULL, TODAY)
     assert verdict.word == "INVALID" and "floor" in " ".join(verdict.reasons)
+
+
+def test_waiving_nearly_everything_is_invalid() -> None:
+    """A kernel that is wrong everywhere, with a waiver for every case."""
+    cases, results = smoke(Outcome.WAIVED)
+    verdict = verdict_of("smoke", cases, results, FULL, TODAY)
+    assert verdict.word == "INVALID" and "floor" in " ".join(verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtypes", "part"),
+    [("cuda", ["float32"], "16 is mandatory"), ("cuda", ["float32", "float16"], ""), ("cpu", ["float32"], "")],
+)
+def test_a_16_bit_dtype_is_mandatory_off_the_cpu(device: str, dtypes: list[str], part: str) -> None:
+    problems = unmet({"device_type": device, "dtypes": dtypes}, FULL, "core")
+    assert bool(problems) is bool(part) and part in " ".join(problems)
+
+
+def test_certified_skips_and_waives_nothing_that_is_mandatory() -> None:
+    cases = collect_profile("certified")
+    results = [Result(case.id, case.level, Outcome.PASS) for case in cases]
+    assert verdict_of("certified", cases, results, FULL, TODAY).word == "CONFORMANT"
+    at = next(index for index, case in enumerate(cases) if case.mandatory)
+    for outcome in (Outcome.UNSUPPORTED, Outcome.WAIVED):
+        results[at].outcome = outcome
+        assert verdict_of("certified", cases, results, FULL, TODAY).word == "INVALID"
+    results[at].outcome = Outcome.PASS
+    relaxed = dataclasses.replace(FULL, tolerance="relaxed")
+    assert verdict_of("certified", cases, results, relaxed, TODAY).word == "INVALID"
+    assert unmet({"device_type": "cpu", "dtypes": ["float32"], "guard_pages": False}, FULL, "certified")
 
 
 def test_declaring_nothing_is_invalid() -> None:

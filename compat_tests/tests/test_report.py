@@ -40,6 +40,11 @@ def test_a_report_keeps_its_schema() -> None:
         lambda r: r["suite"].update(cases_sha256="0" * 64),
         lambda r: [case.update(outcome="UNSUPPORTED") for case in r["cases"]],
         lambda r: r["cases"][0].update(surprise=1),
+        lambda r: r["cases"][0].update(seed=1),
+        lambda r: r["cases"][0].update(margin=1.5),
+        lambda r: r["levels"]["L1"].update(passed=1),
+        lambda r: r["manifest"].update(waivers=[{"case": "L1/*", "issue": "later", "expires": "2026-12-01"}]),
+        lambda r: r["manifest"].update(waivers=[{"case": "*", "issue": "https://a.b/1", "expires": "2099-01-01"}]),
     ],
 )
 def test_verify_finds_a_spoilt_report(spoil: Any) -> None:
@@ -64,6 +69,17 @@ def test_badge_shows_a_relaxed_tolerance() -> None:
     assert badge(report)["color"] == "brightgreen"
     report["manifest"]["tolerance"] = "relaxed"
     assert badge(report)["color"] == "yellow" and "relaxed" in badge(report)["message"]
+
+
+def test_badge_shows_waivers_and_counts_the_suites_cases_only() -> None:
+    report = make()
+    own = [
+        {"id": f"L1/plugin/mydev/{n}", "level": "L1", "outcome": "PASS", "seconds": 0, "seed": 1} for n in range(999)
+    ]
+    report["cases"] += own
+    report["totals"].update({"pass": report["totals"]["pass"] + len(own), "waived": 3})
+    assert badge(report)["message"] == f"conformant (smoke, {len(report['cases']) - len(own)} passed, 3 waived)"
+    assert badge(report)["color"] == "yellow"
 
 
 def test_diff_shows_what_broke_and_what_drifts() -> None:

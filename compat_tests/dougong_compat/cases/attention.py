@@ -19,6 +19,8 @@ DIMS = (32, 40, 64, 72, 80, 96, 112, 128, 192, 256)
 HEADS = ((2, 2), (3, 1), (5, 1), (6, 1), (14, 2), (8, 1), (12, 1), (8, 2))
 STRIDES = ("plain", "gap", "interleaved", "layers", "heads", "padded")
 
+#: How many parts a kernel splits a row into is its own affair; rows of a few and of hundreds of keys, alone and in
+#: company, are what makes it choose. So ``batch`` is the axis of splits too.
 AXES: dict[str, tuple[Any, ...]] = {
     "batch": tuple(BATCHES),
     "layout": ("own", "nhd", "hnd", "nz16", "x_packed"),
@@ -155,6 +157,9 @@ def _lengths() -> Iterator[Case]:
                 yield attention_case(
                     "attention/length", f"decode-{length}-{slug(params)}", params, profile="smoke" if smoke else "core"
                 )
+    for length in ("b-1", "b", "b+1"):
+        params = {"rows": [[1, length]], "block": 544, "H": 8, "K": 1, "D": 64}
+        yield attention_case("attention/length", f"decode-{length}-{slug(params)}", params)
 
 
 def _windows() -> Iterator[Case]:

@@ -36,7 +36,7 @@ def collect() -> Iterator[Case]:
         "empties",
     ):
         yield _case(check.replace("_", "-"), check)
-    for dtype in ("float32", "bfloat16", "int32", "int64", "uint8"):
+    for dtype in ("float32", "bfloat16", "float16", "int8", "int32", "int64", "uint8"):
         for count in (0, 1, 3, 255, 4097):
             yield _case(f"copy-{dtype}-{count}", "copy", dtype=dtype, count=count, offset=0)
     for dtype in ("float32", "float16", "uint8"):

@@ -95,6 +95,8 @@ _INERT: dict[str, dict[str, Any]] = {
     "a zero table tail": {"params": {"table_tail": "zero"}},
     "a wider table": {"params": {"width": 11}},
     "identity blocks": {"params": {"identity": True}},
+    # nothing in it shows that this is a test
+    "what earlier requests left, in slots and table": {"params": {"tail": "stale", "table_tail": "zero"}},
 }
 
 

@@ -57,7 +57,7 @@ def run(
 ) -> None:
     """Run a profile and write the report."""
     from dougong_compat.perf.measure import measure
-    from dougong_compat.report.build import load
+    from dougong_compat.report.build import load, reproduction
     from dougong_compat.report.write import write_all
     from dougong_compat.session import Session, run_profile, unopened
 
@@ -66,6 +66,7 @@ def run(
     console = Console(stderr=True)
     session = Session(target_of(backend, plugin), profile, manifest, only=tuple(only), timeout=timeout)
     session.jobs, session.budget = jobs, budget
+    options = session.options
     session.resume = None if resume is None else load(resume)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cut off or interrupted: a report all the same
     with progress_bar(console, quiet=as_json) as progress:
@@ -89,6 +90,8 @@ def run(
                     progress.console.print(
                         f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}"
                     )
+                    again = reproduction(backend, result.case_id, result.seed, options)
+                    progress.console.print(f"  [dim]{escape(again)}[/]", soft_wrap=True, highlight=False)
 
         try:
             if with_perf:
@@ -130,6 +133,7 @@ def repro(
     params: str = typer.Option("", help="Parameters of an attention case as JSON (from fuzz)."),
     plugin: list[str] = _PLUGIN,
     manifest: str = _MANIFEST,
+    guard: bool = typer.Option(False, "--guard", help="A closed page behind every tensor, as profile certified has."),
     as_json: bool = _JSON,
 ) -> None:
     """Run one case again and show all that is known of it."""
@@ -152,7 +156,7 @@ def repro(
             found = known
         if seed >= 0:
             found = dataclasses.replace(found, seed=seed)
-        result, message = run_one(worker, found, manifest)
+        result, message = run_one(worker, found, manifest, guard=guard)
     if as_json:
         print(json.dumps({**result.to_json(), "trace": message.get("trace", ""), "params": dict(found.params)}))
     else:
@@ -181,12 +185,14 @@ def fuzz(
 ) -> None:
     """Search for a failing batch with Hypothesis, shrink it, save it."""
     from dougong_compat.fuzzing import search
+    from dougong_compat.session import Session
 
     console = Console(stderr=True)
+    session = Session(target_of(backend, plugin), manifest_path=manifest)
     with progress_bar(console, quiet=as_json) as progress:
         task = progress.add_task(backend, total=count)
         outcome = search(
-            target_of(backend, plugin), count=count, seed=seed, manifest_path=manifest, folder=save,
+            session.target, count=count, seed=seed, manifest_path=manifest, folder=save, options=session.options,
             on_try=lambda: progress.advance(task),
         )  # fmt: skip
     if as_json:

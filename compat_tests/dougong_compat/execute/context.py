@@ -13,6 +13,7 @@ from dougong.errors import BackendNotFoundError, KernelSelectionError, PluginErr
 from dougong.hal import HND, NHD, NZ16, X_PACKED, AttentionQuery, Backend, Candidate, Choice, KVLayout, open_backend
 from dougong.plugins import Plugins, load_plugins, resolve_target
 from dougong_compat.contributed import describe
+from dougong_compat.harness.memory import guard_pages_work
 
 __all__ = ["Context", "Refused", "open_context"]
 
@@ -146,6 +147,7 @@ class Context:
             "contributed": describe(self._contributed()),
             "graphs": self.device.graphs is not None,
             "pins_memory": self.device.pins_memory,
+            "guard_pages": guard_pages_work(),
             "memory_total": total,
             "memory_free": free,
             "torch": torch.__version__,

@@ -9,6 +9,7 @@ import torch
 from dougong.hal import AttentionSpec, LayerArgs, LayerCache, QKVShape, RopeTable
 from dougong_compat.execute.context import Refused
 from dougong_compat.harness.guard import Watch, poison
+from dougong_compat.harness.memory import trapped_copy
 from dougong_compat.harness.placement import plane_shape
 from dougong_compat.numbers import dtype_of
 from dougong_compat.op_inputs import make, rope_table, sample_inputs
@@ -18,6 +19,10 @@ __all__ = ["execute", "execute_sample"]
 
 #: Ops that may reuse their inputs' memory.
 _SCRATCH = {"add_rms_norm": ("x", "residual"), "qk_norm_rope_write": ("qkv",)}
+
+
+def _place(x: torch.Tensor, params: dict[str, Any], device: torch.device) -> torch.Tensor:
+    return trapped_copy(x) if params.get("guard") and device.type == "cpu" else x.to(device)
 
 
 def _strided(x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +37,7 @@ def _strided(x: torch.Tensor) -> torch.Tensor:
 def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     params = request["params"]
     dtype, op, device = dtype_of(params["dtype"]), params["op"], ctx.device.torch_device
-    x = {name: value.to(device) for name, value in make(params, request["seed"]).items()}
+    x = {name: _place(value, params, device) for name, value in make(params, request["seed"]).items()}
     for side in {"a": "a", "b": "b", "both": "ab"}.get(params.get("strided", ""), ""):
         x[f"out_{side}"] = _strided(x[f"out_{side}"])
     if params.get("strided") == "x":

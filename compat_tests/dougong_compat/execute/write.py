@@ -8,6 +8,7 @@ import torch
 
 from dougong_compat.harness.cachemaker import plane_texts
 from dougong_compat.harness.call import Call
+from dougong_compat.harness.guard import Surroundings
 from dougong_compat.numbers import same_bits
 from dougong_compat.problem import build
 from dougong_compat.writing import incoming
@@ -21,10 +22,11 @@ def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors:
     call = Call(ctx, problem, declared=request.get("declared", True))
     message["provider"] = call.choice.candidate.label
     k, v, slots = incoming(problem, request["seed"])
-    k, v, slots = k.to(call.device), v.to(call.device), slots.to(call.device)
+    k, v, slots = (call.place(x) for x in (k, v, slots))
     if request["params"].get("packed"):
         k, v = _packed(k, v)
     before = {name: _bytes(plane) for name, plane in call.kv.planes.items()}  # type: ignore[union-attr]
+    beside = Surroundings(call.kv.planes.values())  # type: ignore[union-attr]
     given = [k.clone(), v.clone(), slots.clone()]
     for _ in range(request["params"].get("times", 1)):
         call.kernel.write(call.layer, k, v, call.kv, slots)  # type: ignore[arg-type]
@@ -32,6 +34,7 @@ def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors:
     for name, now, was in zip(("k", "v", "slots"), (k, v, slots), given, strict=True):
         if not same_bits(now.cpu(), was.cpu()):
             message["findings"].append(f"write changed its input {name}")
+    message["findings"] += [text for text in [beside.finding()] if text]
     for name, plane in call.kv.planes.items():  # type: ignore[union-attr]
         tensors[f"before_{name}"], tensors[f"after_{name}"] = before[name], _bytes(plane)
     assert set(call.kv.planes) == set(plane_texts(problem))  # type: ignore[union-attr]

@@ -85,7 +85,8 @@ class Call:
         self.q = self._query()
         self.batch = self.make_batch(problem)
 
-    def _place(self, x: torch.Tensor) -> torch.Tensor:
+    def place(self, x: torch.Tensor) -> torch.Tensor:
+        """A copy on the device; with guard pages, one that ends where the readable world does."""
         if self.problem.params["guard"] and self.device.type == "cpu":
             return trapped_copy(x)
         return x.to(self.device, copy=True)
@@ -94,7 +95,7 @@ class Call:
         problem = self.problem
         if problem.params["ragged"]:
             cu = torch.tensor(problem.kv_at, dtype=torch.int32)
-            return RaggedKV(self._place(problem.k), self._place(problem.v), cu.to(self.device), cu)
+            return RaggedKV(self.place(problem.k), self.place(problem.v), cu.to(self.device), cu)
         return LayerCache(make_planes(problem, self.device), layout, problem.block, self.spec)
 
     def _layer(self) -> LayerArgs:
@@ -105,14 +106,14 @@ class Call:
         return LayerArgs(
             k_scale=scales[0],
             v_scale=scales[1],
-            sinks=None if problem.sinks is None else self._place(problem.sinks),
-            slopes=None if problem.slopes is None else self._place(problem.slopes),
+            sinks=None if problem.sinks is None else self.place(problem.sinks),
+            slopes=None if problem.slopes is None else self.place(problem.slopes),
         )
 
     def _query(self) -> torch.Tensor:
         q = self.problem.q
         if not self.problem.params["q_pack"]:
-            return self._place(q)
+            return self.place(q)
         # a slice of packed QKV rows; what lies beside it is poison
         T, H, D = q.shape
         width = H * D + 2 * self.problem.K * D
@@ -130,18 +131,18 @@ class Call:
             decode += 1
         table = problem.table if problem.table.numel() else torch.zeros(len(problem.q_lens), 1, dtype=torch.int32)
         view = GroupView(
-            kv_len=self._place(lens),
+            kv_len=self.place(lens),
             host_kv_len=lens.clone() if problem.params["host_len"] else None,
             max_kv_len=max([0, *problem.kv_lens]) + problem.params["slack"],
-            block_table=self._place(table),
-            slots=self._place(problem.slots),
+            block_table=self.place(table),
+            slots=self.place(problem.slots),
         )
         return BatchView(
             num_rows=len(problem.q_lens),
             num_tokens=problem.tokens,
             num_decode_rows=decode,
             max_q_len=max([0, *problem.q_lens]),
-            cu_q=self._place(cu),
+            cu_q=self.place(cu),
             host_cu_q=cu.clone(),
             groups=(view,),
         )
@@ -165,16 +166,16 @@ class Call:
             inputs |= {"k": self.kv.k, "v": self.kv.v}
         else:
             inputs |= {f"cache plane {name}": plane for name, plane in self.kv.planes.items()}
-        for name in ("sinks", "slopes"):
+        for name in ("sinks", "slopes", "k_scale", "v_scale"):
             value = getattr(self.layer, name)
-            if value is not None:
+            if isinstance(value, torch.Tensor):
                 inputs[name] = value
         return Watch(inputs)
 
     def write(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """The kernel's own write of k [T, K, D], v [T, K, Dv] (model dtype)."""
         assert isinstance(self.kv, LayerCache)
-        self.kernel.write(self.layer, k.to(self.device), v.to(self.device), self.kv, slots.to(self.device))
+        self.kernel.write(self.layer, self.place(k), self.place(v), self.kv, self.place(slots))
 
     def run(self, findings: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Plan and run once; (out, lse) on the host. What the call broke is added to ``findings``."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from dougong_compat.numbers import bits, same_bits
 
-__all__ = ["Fenced", "Watch", "poison"]
+__all__ = ["Fenced", "Surroundings", "Watch", "poison"]
 
 _FENCE = 64
+#: Memory of more bytes than this is looked at only where tensors lie: most of a giant cache is never touched.
+_MOST = 1 << 28
 #: A NaN with this payload stands in the fence: arithmetic does not produce it by chance.
 _WORD = {2: 0x7FA5, 4: 0x7FA5A5A5}
 
 
 def poison(x: torch.Tensor, kind: str = "nan") -> torch.Tensor:
-    """Fill ``x`` with what must not be read: NaN, a loud finite value, or (int8) the loudest code."""
-    if not x.dtype.is_floating_point:
+    """Fill ``x`` with what must not be read: NaN (int8: the loudest code), a loud finite value, or, ``stale``, such
+    values as earlier requests leave behind, which nothing tells from those that count."""
+    if kind == "stale":
+        values = torch.randn(x.shape, generator=torch.Generator().manual_seed(x.numel()))
+        x.copy_((values * 40).clamp(-127, 127).to(torch.int8) if x.dtype == torch.int8 else values.to(x.dtype))
+    elif not x.dtype.is_floating_point:
         x.fill_(-128 if x.dtype == torch.int8 else 0x7F)
     elif kind == "loud":
         x.fill_(min(3.0e4, torch.finfo(x.dtype).max))
@@ -50,13 +57,42 @@ class Fenced:
         return ""
 
 
+def _around(x: torch.Tensor) -> torch.Tensor:
+    """All of the memory that ``x`` is a part of, seen as its dtype; ``x`` itself where that is all, or too much."""
+    size = x.untyped_storage().nbytes()
+    if size > _MOST or size // x.element_size() == x.numel():
+        return x
+    return x.as_strided((size // x.element_size(),), (1,), 0)
+
+
+class Surroundings:
+    """The memory between tensors that a call may change: other layers' caches, the rest of a packed row."""
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self.tensors = [x for x in tensors if _around(x) is not x]
+        self.before = {x.untyped_storage().data_ptr(): _around(x).detach().clone() for x in self.tensors}
+
+    def finding(self) -> str:
+        """'' if nothing but the tensors themselves changed."""
+        for x in self.tensors:  # what they hold now counts as expected
+            kept = self.before[x.untyped_storage().data_ptr()]
+            kept.as_strided(x.shape, x.stride(), x.storage_offset()).copy_(x)
+        now = {x.untyped_storage().data_ptr(): _around(x) for x in self.tensors}
+        wrong = sum(int((bits(now[at].cpu()) != bits(kept.cpu())).sum()) for at, kept in self.before.items())
+        return f"wrote into memory beside the cache's planes: {wrong} elements" if wrong else ""
+
+
 @dataclass
 class Watch:
-    """Tensors that a call must leave as they are."""
+    """Tensors that a call must leave as they are, and the memory that they are slices of."""
 
     tensors: dict[str, torch.Tensor]
 
     def __post_init__(self) -> None:
+        self.tensors = {
+            name if (whole := _around(x)) is x else f"{name} or what lies around it": whole
+            for name, x in self.tensors.items()
+        }
         self.before = {name: x.detach().clone() for name, x in self.tensors.items()}
 
     def findings(self) -> list[str]:

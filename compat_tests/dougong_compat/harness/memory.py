@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,8 @@ def lazy_bytes(size: int) -> torch.Tensor:
     Raises:
         OSError: the address space or the overcommit policy does not allow it.
     """
+    if not guard_pages_work():
+        raise OSError("this platform has no memory that is taken only where it is touched")
     region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
     return torch.frombuffer(region, dtype=torch.uint8)
 
@@ -34,14 +37,17 @@ def _libc() -> Any:
 
 def guard_pages_work() -> bool:
     """Whether this platform can take a page's access away."""
-    return hasattr(mmap, "MAP_ANONYMOUS") and hasattr(ctypes, "CDLL") and mmap.PAGESIZE > 0
+    return os.name == "posix" and hasattr(mmap, "MAP_ANONYMOUS")
 
 
 def trapped_copy(x: torch.Tensor) -> torch.Tensor:
     """A contiguous copy of ``x`` (host memory) whose last byte lies directly before a page that cannot be touched.
 
-    A read or write past its end kills the process, which the parent sees as CRASH.
+    A read or write past its end kills the process, which the parent sees as CRASH. Where the platform has no such pages
+    it is a plain copy.
     """
+    if not guard_pages_work():
+        return x.clone(memory_format=torch.contiguous_format)
     count = x.numel() * x.element_size()
     inside = -(-max(count, 1) // _PAGE) * _PAGE
     region = mmap.mmap(-1, inside + _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

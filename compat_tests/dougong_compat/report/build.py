@@ -28,9 +28,9 @@ def schema() -> dict[str, Any]:
     return found
 
 
-def reproduction(backend: str, case_id: str, seed: int) -> str:
-    """The one line that runs a case again."""
-    return f"dougong compat repro --backend {backend} --seed {seed} '{case_id}'"
+def reproduction(backend: str, case_id: str, seed: int, options: str = "") -> str:
+    """The one line that runs a case again. ``options``: what the run was given besides (``Session.options``)."""
+    return f"dougong compat repro --backend {backend}{options} --seed {seed} '{case_id}'"
 
 
 def build(
@@ -47,8 +47,11 @@ def build(
     jobs: int = 1,
     not_run: Sequence[str] = (),
     parts: Sequence[Mapping[str, Any]] = (),
+    options: str = "",
+    fuzzing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The report of a run. ``parts``: the runs it is put together from, where one went on with another."""
+    """The report of a run. ``parts``: the runs it is put together from, where one went on with another. ``options``:
+    what a line that runs a case again needs. ``fuzzing``: what was searched, and whether anything was found."""
     totals = Counter(result.outcome for result in results)
     floors = FLOORS[profile]
     levels = {}
@@ -67,7 +70,8 @@ def build(
     for result in results:
         row = result.to_json()
         if result.outcome.bad or result.outcome is Outcome.WAIVED:
-            row["reproduce"] = reproduction(str(facts["backend"]), result.case_id, result.seed)
+            usual = reproduction(str(facts["backend"]), result.case_id, result.seed, options)
+            row["reproduce"] = result.reproduce or usual
         rows.append(row)
     report = {
         "schema": SCHEMA,
@@ -94,6 +98,8 @@ def build(
     }
     if parts:
         report["parts"] = [dict(part) for part in parts]
+    if fuzzing:
+        report["fuzzing"] = dict(fuzzing)
     return report
 
 

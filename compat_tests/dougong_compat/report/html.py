@@ -249,6 +249,10 @@ def _kernel(kernel: dict[str, Any]) -> str:
     return f"{kernel['provider']} (plugin {' '.join((kernel['plugin'], kernel.get('version', ''))).strip()})"
 
 
+def _fuzzing(search: dict[str, Any]) -> str:
+    return f"{search['examples']} examples, {'one failed' if search['failed'] else 'none failed'}"
+
+
 def _environment(report: dict[str, Any]) -> str:
     environment = report["environment"]
     rows = {
@@ -263,6 +267,7 @@ def _environment(report: dict[str, Any]) -> str:
         "cases": f"sha256 {report['suite']['cases_sha256']}",
         "workers": report.get("jobs", 1),
         "worker restarts": report.get("worker_restarts", 0),
+        **({"fuzzing": _fuzzing(report["fuzzing"])} if "fuzzing" in report else {}),
         **environment.get("facts", {}),
     }
     body = "".join(f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>" for key, value in rows.items())

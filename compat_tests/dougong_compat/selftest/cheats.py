@@ -31,6 +31,10 @@ CHEATS: dict[str, str] = {
     "cheat-skips": "refuses everything that it declares",
     "cheat-raises": "raises whatever it is asked",
     "cheat-lies": "declares a feature that it drops",
+    "cheat-detects": "is right where poison tells that it is tested, and sloppy elsewhere",
+    "cheat-by-address": "answers memory that it has seen before with the answer it gave then",
+    "cheat-skips-itself": "raises the suite's own skip",
+    "cheat-patches": "switches the suite's checks off in its worker",
     "bad-segfault": "reads address 0",
     "bad-exit": "ends the process",
     "bad-hang": "never answers",
@@ -94,6 +98,31 @@ class _Cheat(EagerKernel):
     def lies(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
         object.__setattr__(self.spec, "softcap", None)
         self.honest(plan, layer, q, kv, out=out, lse=lse)
+
+    def detects(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
+        self.honest(plan, layer, q, kv, out=out, lse=lse)
+        if not any(bool(torch.isnan(plane.float()).any()) for plane in kv.planes.values()):
+            out.mul_(1 + 2.0**-5)
+
+    def by_address(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
+        key = (q.data_ptr(), out.data_ptr(), tuple(q.shape))
+        if key not in self._seen:
+            self.honest(plan, layer, q, kv, out=out, lse=lse)
+            self._seen[key] = (out.clone(), None if lse is None else lse.clone())
+        out.copy_(self._seen[key][0])
+
+    def skips_itself(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
+        from dougong_compat.harness.cachemaker import CannotAllocate
+
+        raise CannotAllocate("no memory, honestly")
+
+    def patches(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
+        from dougong_compat.harness.guard import Fenced, Watch
+
+        Fenced.finding = lambda self, name: ""  # type: ignore[method-assign]
+        Watch.findings = lambda self: []  # type: ignore[method-assign]
+        self.honest(plan, layer, q, kv, out=out, lse=lse)
+        out.as_strided((1,), (1,), out.storage_offset() + out.numel()).fill_(0)
 
     def segfault(self, plan: Any, layer: Any, q: Any, kv: Any, *, out: Any, lse: Any = None) -> None:
         import ctypes
@@ -182,6 +211,7 @@ _PROBES = (
     "L2/metamorphic/rows/decode-h4k1-d64",
     "L4/stress/leak/decode",
 )
+_ALSO = ("L2/metamorphic/paging/decode-h4k1-d64", "L2/plan-reuse/decode-tables-h4k1-d64-write")
 
 
 def verdict_on(name: str, timeout: float = 6.0) -> tuple[str, str]:
@@ -191,7 +221,7 @@ def verdict_on(name: str, timeout: float = 6.0) -> tuple[str, str]:
     from dougong_compat.pool import Target, Worker
     from dougong_compat.run import Runner
 
-    cases = [case for case in collect_all(False) if case.id.startswith(_PROBES)]
+    cases = [case for case in collect_all(False) if case.id.startswith(_PROBES) or case.id in _ALSO]
     cases = [case for case in cases if "fp16" not in case.id and "bf16" not in case.id]
     target = Target(name, (_HERE,))
     with Worker(target, timeout=timeout) as worker:

@@ -21,7 +21,7 @@ def sample_report(bad: int = 0, not_run: int = 0) -> dict[str, Any]:
     cases = collect_profile("smoke")
     ran = cases[: len(cases) - not_run]
     results = [
-        Result(case.id, case.level, Outcome.PASS, margin=0.1 + index % 7 / 20, seconds=0.01, seed=7)
+        Result(case.id, case.level, Outcome.PASS, margin=0.1 + index % 7 / 20, seconds=0.01, seed=case.actual_seed)
         for index, case in enumerate(ran)
     ]
     for result in results[:bad]:

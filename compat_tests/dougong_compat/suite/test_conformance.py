@@ -7,17 +7,23 @@ from typing import Any
 
 import pytest
 
+from dougong_compat.case import PROFILES
 from dougong_compat.cases import collect_profile
 from dougong_compat.commands.run import target_of
-from dougong_compat.session import Session, run_profile
+from dougong_compat.session import Session, run_profile, unopened
+from dougong_compat.target import OpenError
 
 __all__ = ["pytest_generate_tests", "test_case", "test_verdict"]
 
 
 @lru_cache(maxsize=4)
 def _report(backend: str, profile: str, plugins: tuple[str, ...], manifest: str | None, jobs: int) -> dict[str, Any]:
-    """The whole profile is run once, when the first test asks."""
-    report, _ = run_profile(Session(target_of(backend, list(plugins)), profile, manifest, jobs=jobs))
+    """The whole profile is run once, when the first test asks. A backend that cannot be opened has a report too."""
+    session = Session(target_of(backend, list(plugins)), profile, manifest, jobs=jobs)
+    try:
+        report, _ = run_profile(session)
+    except OpenError as error:
+        report = unopened(session, error)
     report["by_id"] = {case["id"]: case for case in report["cases"]}
     return report
 
@@ -36,6 +42,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "compat_asked" not in metafunc.fixturenames:
         return
     asked = _asked(metafunc.config, metafunc.module)
+    if asked[1] not in PROFILES:
+        raise pytest.UsageError(f"profile {asked[1]!r}: one of {', '.join(PROFILES)}")
     if not asked[0]:
         raise pytest.UsageError("name a backend: --dougong-backend NAME, or COMPAT_BACKEND in the test module")
     if "compat_case" in metafunc.fixturenames:
@@ -47,7 +55,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_case(compat_asked: Any, compat_case: str) -> None:
     """The outcome of one case."""
-    result = _report(*compat_asked)["by_id"][compat_case]
+    report = _report(*compat_asked)
+    result = report["by_id"].get(compat_case)
+    if result is None:
+        pytest.fail(f"not run: {'; '.join(report['reasons'])}", pytrace=False)
     if result["outcome"] in ("UNSUPPORTED", "WAIVED"):
         pytest.skip(f"{result['outcome']}: {result.get('message', '')[:200]}")
     assert result["outcome"] == "PASS", f"{result.get('message', '')}\n{result.get('reproduce', '')}"

@@ -140,6 +140,14 @@ MUTANTS = [
         "                plane[block, place] = stored\n                plane[block[-1:], (place[-1:] + 1) % n] = stored[-1:]\n",
     ),
     Mutant(
+        "write-behind-the-block", "honest-tiled", "L1/write/stride/last-h4k2-nhd-n16-d64-gap",
+        "                plane[block, place] = stored\n",
+        "                plane[block, place] = stored\n"
+        "                if plane.stride(0) > plane[0].numel():\n"
+        "                    end = plane.storage_offset() + int(block[-1]) * plane.stride(0) + plane[0].numel()\n"
+        "                    plane.as_strided((1,), (1,), end).zero_()\n",
+    ),
+    Mutant(
         "copy-one-layer", "honest-eager", "L2/regression/66-vllm-17362-copy-blocks-layout/copy-nhd",
         "    for cache in caches:\n        for plane", "    for cache in caches[:1]:\n        for plane", 66,
     ),
