@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ _LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",  # Phi-3's
+    "mlp.gate_up_proj": "ffn_up",
 }
 _TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 
@@ -38,8 +41,18 @@ def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, model: Any, kind: str, *, architecture: str = "llama", **metadata: Any) -> None:
-    """A transformers Llama as a GGUF file; matrices in block format ``kind``, the embedding in F16, norms in F32."""
+def write_gguf(
+    path: Path,
+    model: Any,
+    kind: str,
+    *,
+    architecture: str = "llama",
+    values: Mapping[str, float] | None = None,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    **metadata: Any,
+) -> None:
+    """A transformers Llama (or Phi-3) as a GGUF file; matrices in block format ``kind``, the embedding in F16, norms in
+    F32. ``values`` go into the metadata, ``vectors`` among the tensors."""
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
@@ -52,7 +65,11 @@ def write_gguf(path: Path, model: Any, kind: str, *, architecture: str = "llama"
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     for key, value in metadata.items():
         writer.add_uint32(f"{architecture}.{key}", value)
+    for key, value in (values or {}).items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
     _add_tokenizer(writer, config)
+    for name, vector in (vectors or {}).items():
+        writer.add_tensor(name, vector.numpy().astype(np.float32))
     tied = config.tie_word_embeddings
     for name, weight in model.state_dict().items():
         if tied and name == "lm_head.weight":

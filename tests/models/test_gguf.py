@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,11 +121,11 @@ def test_a_second_start_takes_what_the_first_unpacked(llama: Any, tmp_path: Path
     path = tmp_path / "tiny.gguf"
     write_gguf(path, llama, "Q4_1")
     first = resolve_model(str(path))
-    stamp = (first.path / "model.safetensors").stat().st_mtime_ns
+    stamp = (first.folder / "model.safetensors").stat().st_mtime_ns
     assert resolve_model(str(path)) == first
-    assert (first.path / "model.safetensors").stat().st_mtime_ns == stamp
+    assert (first.folder / "model.safetensors").stat().st_mtime_ns == stamp
     write_gguf(path, llama, "Q4_0")
-    assert resolve_model(str(path)).path != first.path
+    assert resolve_model(str(path)).folder != first.folder
 
 
 def test_large_files_are_read_where_they_lie(
@@ -133,17 +135,22 @@ def test_large_files_are_read_where_they_lie(
     write_gguf(path, llama, "Q4_1")
     want = PagedModel(load(path).model, backend).run(TOKENS, (9,))
     monkeypatch.setattr("dougong.models.loading.source._UNPACK_BYTES", 100)
+    (tmp_path / "another.gguf").write_bytes(b"")  # a folder of models is no model's folder
     loaded = load(path)
-    assert loaded.path == path.parent
-    assert not (loaded.folder / "model.safetensors").exists()
+    assert not (loaded.path / "model.safetensors").exists()
     assert torch.equal(PagedModel(loaded.model, backend).run(TOKENS, (9,)), want)
+    # The folder is still one that transformers reads, the weights too.
+    assert get_tokenizer(loaded.path, vocab_size=97).eos_token_id == 2
+    assert (loaded.path / "tiny.gguf").samefile(path)
 
 
-@pytest.mark.parametrize("keep", [3, 200, 20_000, -40])
-def test_truncated_files_are_reported(keep: int, llama: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [3, 200, b"tokenizer.ggml.token_type", 20_000, -40], ids=str)
+def test_truncated_files_are_reported(keep: int | bytes, llama: Any, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path, llama, "Q4_1")
-    path.write_bytes(path.read_bytes()[:keep])
+    whole = path.read_bytes()
+    cut = keep if isinstance(keep, int) else whole.index(keep) + len(keep) + 100  # in the middle of an array
+    path.write_bytes(whole[:cut])
     with pytest.raises(ModelLoadError, match=r"tiny\.gguf"):
         resolve_model(str(path))
     assert not list((tmp_path / "cache").rglob("config.json"))
@@ -175,3 +182,110 @@ def test_missing_metadata_is_named(llama: Any, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"llama.block_count", b"llama.block_xount"))
     with pytest.raises(ModelLoadError, match=r"lacks llama\.block_count"):
         resolve_model(str(path))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"general.alignment": 0}, {"llama.attention.head_count": 0}, {"llama.context_length": 0.5},
+        {"llama.attention.head_count_kv": 3}, {"llama.block_count": 1.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_metadata_of_no_sense_is_reported(values: dict[str, float], llama: Any, tmp_path: Path, load: Any) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, llama, "F16")
+    ((key, value),) = values.items()
+    name = key.encode()
+    entry = struct.pack("<Q", len(name)) + name
+    content = path.read_bytes()
+    new = struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
+    at = content.find(entry)
+    if at < 0:
+        write_gguf(path, llama, "F16", values=values)
+    else:
+        at += len(entry)
+        path.write_bytes(content[:at] + new + content[at + 8 :])
+    with pytest.raises(ModelLoadError):
+        load(path)
+
+
+def test_the_end_of_a_turn_ends_an_answer(llama: Any, tmp_path: Path, load: Callable[..., LoadedModel]) -> None:
+    """Gemma's and Llama 3's files name it beside the end of the text."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, llama, "F16", values={"tokenizer.ggml.eot_token_id": 84, "tokenizer.ggml.eom_token_id": 2})
+    assert load(path).config.eos_token_ids == (2, 84)
+
+
+def llama3_factors(rope: dict[str, Any], dim: int) -> torch.Tensor:
+    """What ggml's converter stores for Llama 3: the divisor of each frequency."""
+    found = []
+    for index in range(0, dim, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (index / dim)
+        trained, low, high = (
+            rope[name] for name in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+        )
+        smooth = (trained / wavelength - low) / (high - low)
+        within = 1 / ((1 - smooth) / rope["factor"] + smooth)
+        found.append(1 if wavelength < trained / high else rope["factor"] if wavelength > trained / low else within)
+    return torch.tensor(found)
+
+
+def same_logits(path: Path, model: Any, backend: Backend, load: Callable[..., LoadedModel], rtol: float) -> None:
+    """Ours from the file, and transformers' from what was unpacked, are those of ``model``."""
+    from transformers import AutoModelForCausalLM
+
+    ours = load(path)
+    want = logits_of(model)
+    torch.testing.assert_close(PagedModel(ours.model, backend).run(TOKENS, (4,)), want, atol=2e-5, rtol=rtol)
+    unpacked = AutoModelForCausalLM.from_pretrained(ours.path, dtype=torch.float32)
+    torch.testing.assert_close(logits_of(unpacked), want, atol=2e-5, rtol=rtol)
+
+
+def half_embedding(model: Any) -> Any:
+    """The embedding is stored in half precision."""
+    with torch.no_grad():
+        weight = model.model.embed_tokens.weight
+        weight.copy_(weight.half().float())
+    return model
+
+
+def test_llama_3_s_frequencies_are_scaled_as_the_file_says(
+    tmp_path: Path, backend: Backend, load: Callable[..., LoadedModel]
+) -> None:
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    model = half_embedding(
+        save_model(tmp_path / "plain", "Llama", **SIZES, tie_word_embeddings=True, rope_parameters=rope)
+    )
+    factors = llama3_factors(rope, 16)
+    assert factors.unique().numel() == 4
+    write_gguf(tmp_path / "tiny.gguf", model, "F32", vectors={"rope_freqs.weight": factors})
+    same_logits(tmp_path / "tiny.gguf", model, backend, load, 2e-4)
+
+
+@pytest.mark.parametrize("trained", [64, 5], ids=["short", "long"])
+def test_phi_3_s_factors_for_short_and_long_texts(
+    trained: int, tmp_path: Path, backend: Backend, load: Callable[..., LoadedModel]
+) -> None:
+    short, long = ([1 + step * index for index in range(8)] for step in (0.1, 0.7))
+    model = half_embedding(
+        save_model(
+            tmp_path / "plain", "Phi3", **SIZES, tie_word_embeddings=False, original_max_position_embeddings=trained,
+            sliding_window=None, rope_parameters={
+                "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long,
+                "original_max_position_embeddings": trained, "attention_factor": 1.19,
+            },
+        )
+    )  # fmt: skip
+    scaling = "phi3.rope.scaling"
+    vectors = {"rope_factors_short.weight": torch.tensor(short), "rope_factors_long.weight": torch.tensor(long)}
+    values = {f"{scaling}.original_context_length": trained, f"{scaling}.attn_factor": 1.19}
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, model, "F32", architecture="phi3", values=values, vectors=vectors)
+    same_logits(path, model, backend, load, 2e-4)
+    write_gguf(path, model, "F32", architecture="phi3", vectors={"rope_factors_short.weight": torch.tensor(short)})
+    with pytest.raises(ModelLoadError, match="short and long factors belong together"):
+        load(path)

@@ -210,6 +210,29 @@ def test_bad_configs(content: str, error: type[Exception], message: str, tmp_pat
         load(tmp_path, load_format="dummy")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 4, "num_key_value_heads": 3}, {"head_dim": -16}, {"num_key_value_heads": "two"},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": "far"}}, {"rms_norm_eps": "small"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_configs_whose_values_make_no_sense(changes: dict[str, Any], tmp_path: Path, load: Load) -> None:
+    save_model(tmp_path, "Llama")
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ModelLoadError, match=r"config\.json"):
+        load(tmp_path)
+
+
+def test_an_index_of_no_sense(tmp_path: Path, load: Load) -> None:
+    save_model(tmp_path, "Llama")
+    for content in ('{"weight_map": {"a": null, "b": "c"}}', '{"weight_map": {"a": {}}}', "[]", "{}"):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(ModelLoadError, match="is corrupt"):
+            load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "what is this?", "lost.gguf"])
 def test_unknown_paths(name: str) -> None:
     with pytest.raises(ModelLoadError, match="there is no folder or file"):

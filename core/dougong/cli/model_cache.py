@@ -165,7 +165,8 @@ def _unpacked() -> Iterator[CachedModel]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of the folder's own files; what a link leads to is not its own."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 # -- fetching -----------------------------------------------------------------------------------------------

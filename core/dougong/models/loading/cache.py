@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dougong.errors import ModelLoadError
+from dougong.errors import DougongError, ModelLoadError
 from dougong.models.loading.gguf import GGUFWeights
 from dougong.models.loading.gguf_tokenizer import write_tokenizer
 from dougong.models.weights import WeightSpec
@@ -24,7 +24,7 @@ from dougong.models.weights import WeightSpec
 __all__ = ["cache_root", "file_key", "is_unpacked", "unpack_gguf"]
 
 #: Part of the key: raised whenever the folder's content would be made differently.
-_FORMAT = 1
+_FORMAT = 2
 _MARK = "dougong.json"
 _SAMPLES = 256
 _SAMPLE_BYTES = 16384
@@ -57,7 +57,7 @@ def is_unpacked(folder: Path) -> bool:
 def unpack_gguf(path: Path, *, weights: bool = True) -> Path:
     """The folder of ``path``, made if it is not there. Safe among processes: one makes it, the others wait.
 
-    ``weights`` False leaves out model.safetensors (a file too large to keep twice).
+    ``weights`` False links to the file in place of model.safetensors (one too large to keep twice).
 
     Raises:
         ModelLoadError: the GGUF file cannot be read, or the cache cannot be written.
@@ -65,15 +65,16 @@ def unpack_gguf(path: Path, *, weights: bool = True) -> Path:
     name = f"{path.stem}-{file_key(path)}" + ("" if weights else "-config")
     root = cache_root() / "models"
     folder = root / name
-    if is_unpacked(folder):
-        return folder
-    from filelock import FileLock
-
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{name}.lock"):
-            if not is_unpacked(folder):
-                _make(path, folder, weights)
+        if not is_unpacked(folder):
+            from filelock import FileLock
+
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f"{name}.lock"):
+                if not is_unpacked(folder):
+                    _make(path, folder, weights)
+        if not weights:
+            _link(path, folder / path.name)
     except OSError as error:
         raise ModelLoadError(
             f"cannot unpack {path} into {folder}: {error}. Make room there, or set DOUGONG_CACHE to another directory."
@@ -83,10 +84,17 @@ def unpack_gguf(path: Path, *, weights: bool = True) -> Path:
 
 def _make(path: Path, folder: Path, weights: bool) -> None:
     source = GGUFWeights(path)
-    config = source.config()
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        write_tokenizer(path, source.file.metadata, building)
+        try:
+            config = source.config()
+            write_tokenizer(path, source.file.metadata, building)
+        except (DougongError, OSError):
+            raise
+        except Exception as error:  # values of any kind, where another belongs
+            raise ModelLoadError(
+                f"{path} is corrupt: its metadata makes no sense ({type(error).__name__}: {error}). Fetch it again."
+            ) from error
         _write_json(building / "config.json", config)
         generation: dict[str, Any] = {
             key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config
@@ -103,6 +111,15 @@ def _make(path: Path, folder: Path, weights: bool) -> None:
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _link(path: Path, link: Path) -> None:
+    """``link`` leads to ``path``, which may have been moved since."""
+    if link.resolve() == path.resolve():
+        return
+    new = Path(tempfile.mktemp(prefix=f".{link.name}-", dir=link.parent))
+    new.symlink_to(path.resolve())
+    new.replace(link)
 
 
 def _write_weights(source: GGUFWeights, target: Path) -> None:

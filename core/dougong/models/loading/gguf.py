@@ -12,7 +12,7 @@ import torch
 from dougong.errors import ModelLoadError
 from dougong.hal import QuantizedWeight
 from dougong.models.loading.gguf_file import GGUFFile, GGUFTensor
-from dougong.models.loading.gguf_names import architecture_of, config_dict
+from dougong.models.loading.gguf_names import ROPE_FACTORS, architecture_of, config_dict
 from dougong.models.quantization import take_rows
 from dougong.models.weights import ALL, WeightSource, WeightSpec
 
@@ -51,8 +51,17 @@ class GGUFWeights(WeightSource):
             raise ModelLoadError(
                 f"{self.description} holds no token embedding (token_embd.weight); is it a whole model?"
             )
-        tied = "lm_head.weight" not in self._tensors
-        return config_dict(self.file.metadata, self.description, tied=tied, vocab_size=embedding.shape[0])
+        return config_dict(
+            self.file.metadata,
+            self.description,
+            tied="lm_head.weight" not in self._tensors,
+            vocab_size=embedding.shape[0],
+            rope_factors={
+                name: self._widen(tensor).flatten().tolist()
+                for name, tensor in self.file.tensors.items()
+                if name in ROPE_FACTORS
+            },
+        )
 
     def shapes(self) -> Mapping[str, Sequence[int]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
@@ -120,4 +129,9 @@ class GGUFWeights(WeightSource):
         heads = self.file.metadata[f"{arch}.attention.head_count"]
         if ".k_proj." in name:
             heads = self.file.metadata.get(f"{arch}.attention.head_count_kv", heads)
-        return torch.arange(tensor.shape[0]).view(heads, -1, 2).transpose(1, 2).reshape(-1)
+        rows = tensor.shape[0]
+        if not isinstance(heads, int) or heads < 1 or rows % (2 * heads):
+            raise ModelLoadError(
+                f"{self.description} is corrupt: {rows} rows of tensor {tensor.name!r} are no {heads!r} heads."
+            )
+        return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

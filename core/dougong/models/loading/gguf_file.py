@@ -51,7 +51,9 @@ class GGUFFile:
         self.tensors: dict[str, GGUFTensor] = {}
         try:
             self._header()
-        except (struct.error, UnicodeDecodeError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        except (
+            struct.error, IndexError, KeyError, MemoryError, OverflowError, RecursionError, TypeError, ValueError
+        ) as error:  # fmt: skip
             raise ModelLoadError(
                 f"{path} is truncated or corrupt: its header breaks off at byte {self._at:,} of {len(self._map):,} "
                 f"({type(error).__name__}). Fetch it again."
@@ -84,6 +86,8 @@ class GGUFFile:
             dims = [self._scalar("<Q") for _ in range(rank)]
             entries.append((name, tuple(reversed(dims)), self._scalar("<I"), self._scalar("<Q")))
         alignment = int(self.metadata.get("general.alignment", 32))
+        if alignment < 1:
+            raise ModelLoadError(f"{self.path} is corrupt: its data is aligned to {alignment} bytes.")
         base = -(-self._at // alignment) * alignment
         for name, shape, kind, offset in entries:
             tensor = GGUFTensor(name, shape, kind, base + offset, _num_bytes(shape, kind, name, self.path))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dougong.errors import ModelLoadError, UnsupportedModelError
 
-__all__ = ["COMPLETE_CONFIGS", "GGUFArchitecture", "architecture_of", "config_dict"]
+__all__ = ["COMPLETE_CONFIGS", "ROPE_FACTORS", "GGUFArchitecture", "architecture_of", "config_dict"]
 
 #: Model types for which ``config_dict`` leaves nothing to transformers' defaults.
 COMPLETE_CONFIGS = frozenset({"llama", "qwen2", "qwen3"})
+
+#: Tensors that divide the rope's frequencies: Llama 3's for all lengths, Phi-3's for short and for long ones.
+ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 _LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -57,7 +60,7 @@ class GGUFArchitecture:
         }
         if name in fixed:
             return fixed[name]
-        if name.startswith("rope_f"):
+        if name in ROPE_FACTORS:  # they go into the config
             return None
         parts = name.split(".")
         if len(parts) != 4 or parts[0] != "blk":
@@ -104,11 +107,19 @@ def architecture_of(metadata: Mapping[str, Any], path: object) -> GGUFArchitectu
     return found
 
 
-def config_dict(metadata: Mapping[str, Any], path: object, *, tied: bool, vocab_size: int) -> dict[str, Any]:
-    """config.json's content from a file's metadata.
+def config_dict(
+    metadata: Mapping[str, Any],
+    path: object,
+    *,
+    tied: bool,
+    vocab_size: int,
+    rope_factors: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """config.json's content from a file's metadata and its tensors `ROPE_FACTORS`.
 
     Raises:
-        ModelLoadError: a value that the architecture needs is missing.
+        ModelLoadError: a value that the architecture needs is missing or makes no sense.
+        UnsupportedModelError: a rope scaling that is not known.
     """
     arch = str(metadata["general.architecture"])
     known = architecture_of(metadata, path)
@@ -119,8 +130,14 @@ def config_dict(metadata: Mapping[str, Any], path: object, *, tied: bool, vocab_
         except KeyError:
             raise ModelLoadError(f"{path} lacks {arch}.{key} in its metadata; convert the model anew.") from None
 
-    heads = need("attention.head_count")
-    hidden = need("embedding_length")
+    def need_size(key: str) -> int:
+        value = need(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ModelLoadError(f"{path} has {arch}.{key} = {value!r} in its metadata; expected an integer >= 1.")
+        return value
+
+    heads = need_size("attention.head_count")
+    hidden = need_size("embedding_length")
     head_dim = metadata.get(f"{arch}.attention.key_length") or hidden // heads
     config: dict[str, Any] = {
         "architectures": [known.architecture],
@@ -132,12 +149,12 @@ def config_dict(metadata: Mapping[str, Any], path: object, *, tied: bool, vocab_
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.get(f"{arch}.attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": need("context_length"),
+        "max_position_embeddings": need_size("context_length"),
         "rms_norm_eps": need("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": tied,
         "dtype": "bfloat16",
     }
-    config.update(_rope(metadata, arch, head_dim, path))
+    config.update(_rope(metadata, arch, head_dim, path, rope_factors))
     window = metadata.get(f"{arch}.attention.sliding_window")
     if arch in ("mistral", "phi3", "gemma2", "gemma3"):
         # Named even where there is none: transformers' own default is a window.
@@ -145,22 +162,39 @@ def config_dict(metadata: Mapping[str, Any], path: object, *, tied: bool, vocab_
     for theirs, ours in (("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping",) * 2):
         if f"{arch}.{theirs}" in metadata:
             config[ours] = metadata[f"{arch}.{theirs}"]
+    if arch == "phi3":  # transformers' own default wins over what stands in rope_parameters
+        trained = metadata.get("phi3.rope.scaling.original_context_length")
+        config["original_max_position_embeddings"] = trained or config["max_position_embeddings"]
     if arch.startswith("gemma"):
         config["query_pre_attn_scalar"] = _gemma_scalar(arch, config)
-    for theirs, ours in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
+    for theirs, ours in (("bos", "bos_token_id"), ("padding", "pad_token_id")):
         value = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
         if value is not None:
             config[ours] = value
+    # The end of the text, of a turn and of a message: whichever comes first ends an answer.
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    known_ends = list(dict.fromkeys(one for one in ends if one is not None))
+    if known_ends:
+        config["eos_token_id"] = known_ends if len(known_ends) > 1 else known_ends[0]
     return config
 
 
-def _rope(metadata: Mapping[str, Any], arch: str, head_dim: int, path: object) -> dict[str, Any]:
+def _rope(
+    metadata: Mapping[str, Any], arch: str, head_dim: int, path: object, factors: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     theta = metadata.get(f"{arch}.rope.freq_base", 10000.0)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     kind = metadata.get(f"{arch}.rope.scaling.type", "none")
-    if kind not in ("none", "linear", "yarn"):
-        raise UnsupportedModelError(f"{path}: rope scaling {kind!r}; from GGUF are read: none, linear, yarn.")
-    if kind != "none":
+    if kind not in ("none", "linear", "yarn", *(("longrope",) if factors else ())):
+        raise UnsupportedModelError(f"{path}: rope scaling {kind!r}; from GGUF are read: none, linear, yarn, longrope.")
+    if factors:
+        if kind in ("linear", "yarn"):
+            raise UnsupportedModelError(
+                f"{path}: rope scaling {kind!r} beside factors of single frequencies ({', '.join(factors)}); from GGUF "
+                "one of the two is read."
+            )
+        rope.update(_single_factors(metadata, arch, path, factors))
+    elif kind != "none":
         rope.update(rope_type=kind, factor=metadata.get(f"{arch}.rope.scaling.factor", 1.0))
         trained = metadata.get(f"{arch}.rope.scaling.original_context_length")
         if trained:
@@ -172,6 +206,28 @@ def _rope(metadata: Mapping[str, Any], arch: str, head_dim: int, path: object) -
         local = {"rope_type": "default", "rope_theta": metadata.get("gemma3.rope.local.freq_base", 10000.0)}
         return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
     return {"rope_parameters": rope}
+
+
+def _single_factors(
+    metadata: Mapping[str, Any], arch: str, path: object, factors: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
+    """Each frequency divided by a factor of its own, as transformers' longrope says it. Llama 3's smooth scaling is
+    stored so too, with one set of factors for all lengths."""
+    freqs, short, long = (factors.get(name) for name in ROPE_FACTORS)
+    if freqs is not None:
+        short = long = freqs
+    if short is None or long is None:
+        raise ModelLoadError(f"{path} holds {', '.join(factors)} alone: short and long factors belong together.")
+    context = metadata[f"{arch}.context_length"]
+    trained = metadata.get(f"{arch}.rope.scaling.original_context_length") or context
+    return {
+        "rope_type": "longrope",
+        "short_factor": list(short),
+        "long_factor": list(long),
+        "factor": max(1.0, context / trained),
+        "original_max_position_embeddings": trained,
+        "attention_factor": float(metadata.get(f"{arch}.rope.scaling.attn_factor") or 1.0),
+    }
 
 
 def _gemma_scalar(arch: str, config: Mapping[str, Any]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dougong.config import EngineConfig
-from dougong.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from dougong.errors import ConfigError, DougongError, ModelLoadError, UnsupportedModelError
 from dougong.hal import Backend, Collectives, Device, MemoryInfo, dtype_name
 from dougong.hal.device import is_out_of_memory
 from dougong.models.base import CausalLM
@@ -35,13 +35,12 @@ __all__ = ["LoadedModel", "load_model", "read_config"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run. ``path`` is the folder the weights were loaded from, readable by transformers; ``folder``
-    the one of config and tokenizer (the same but for large GGUF files). ``max_len`` is the longest sequence."""
+    """A model ready to run. ``path`` is the folder the weights were loaded from, readable by transformers; ``max_len``
+    the longest sequence."""
 
     model: CausalLM
     config: ModelConfig
     path: Path
-    folder: Path
     dtype: torch.dtype
     kv_dtype: torch.dtype
     max_len: int
@@ -97,7 +96,7 @@ def load_model(
     finally:
         source.close()
     model.eval()
-    return LoadedModel(model, config, files.path, files.folder, dtype, kv_dtype, max_len)
+    return LoadedModel(model, config, files.folder, dtype, kv_dtype, max_len)
 
 
 def _too_large(model: CausalLM, options: EngineConfig, build: Builder, before: MemoryInfo) -> str:
@@ -145,7 +144,7 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> ModelConfig
     if is_unpacked(folder) and content["model_type"] in COMPLETE_CONFIGS:
         plain = SimpleNamespace(**content)  # written by this package with every field that counts
     if plain is not None:
-        return ModelConfig.from_transformers(plain, generation=_generation(folder))
+        return _view(plain, folder)
     from transformers import AutoConfig
 
     try:
@@ -159,7 +158,20 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> ModelConfig
         if isinstance(error, (ValueError, KeyError)) and "architecture" in str(error):
             raise UnsupportedModelError(f"model type {kind!r} is not known to the installed transformers.") from error
         raise ModelLoadError(f"{path} is refused by transformers: {type(error).__name__}: {error}") from error
-    return ModelConfig.from_transformers(config, generation=_generation(folder))
+    return _view(config, folder)
+
+
+def _view(config: Any, folder: Path) -> ModelConfig:
+    try:
+        view = ModelConfig.from_transformers(config, generation=_generation(folder))
+        view.attention_specs(view.dtype)  # heads, head size and window must go together
+    except DougongError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelLoadError(
+            f"{folder / 'config.json'} has values that make no sense together: {type(error).__name__}: {error}."
+        ) from error
+    return view
 
 
 def _generation(folder: Path) -> dict[str, Any] | None:

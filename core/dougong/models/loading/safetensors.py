@@ -27,7 +27,7 @@ def find_safetensors(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelLoadError(f"{index} is corrupt ({error}); fetch it again.") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:

@@ -29,18 +29,15 @@ _UNPACK_BYTES = 1 << 30
 class ModelFiles:
     """Where a model is.
 
-    folder   config and tokenizer
-    gguf     the GGUF file, where the model came as one
-    path     what transformers loads the model from; the folder, but for a GGUF too large to unpack its own folder
+    folder       what transformers reads: config, tokenizer and weights
+    gguf         the GGUF file, where the model came as one
+    has_weights  whether ``folder`` has them as safetensors; a GGUF file too large to unpack is linked there instead,
+                 and transformers reads it with ``gguf_file=``
     """
 
     folder: Path
     gguf: Path | None = None
     has_weights: bool = True
-
-    @property
-    def path(self) -> Path:
-        return self.folder if self.has_weights or self.gguf is None else self.gguf.parent
 
 
 def resolve_model(name: str, *, revision: str | None = None, weights: bool = True) -> ModelFiles:
