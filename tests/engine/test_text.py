@@ -55,6 +55,20 @@ def test_a_leading_space_is_kept_between_tokens(ids: list[int]) -> None:
     assert "".join(detokenizer.push(token) for token in ids) + detokenizer.flush() == Words().decode(ids)
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.lists(st.integers(0, 4), max_size=6))
+def test_prompt_and_text_join_to_the_whole(prompt: list[int], ids: list[int]) -> None:
+    """The space before the first word belongs to it, where a prompt stands before: no "France isParis"."""
+    detokenizer = Detokenizer(Words(), prompt=prompt)
+    text = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
+    assert Words().decode(prompt) + text == Words().decode(prompt + ids)
+
+
+def test_after_a_special_token_or_half_a_character_text_begins_anew() -> None:
+    for prompt in ([256], [0xF0]):
+        detokenizer = Detokenizer(Bytes(), prompt=[65, *prompt])
+        assert [detokenizer.push(token) for token in b"\xc3\xa9!"] == ["", "é", "!"]
+
+
 def test_broken_bytes_come_out_in_the_end_and_special_tokens_only_when_asked() -> None:
     detokenizer = Detokenizer(Bytes())
     assert detokenizer.push(0xE2) == ""

@@ -21,7 +21,7 @@ class Completion(Transcript):
     __slots__ = ("group", "request")
 
     def __init__(self, group: RequestGroup, request: Request, index: int, tokenizer: Any) -> None:
-        super().__init__(request.sampling, index, tokenizer)
+        super().__init__(request.sampling, index, tokenizer, request.prompt_token_ids)
         self.group = group
         self.request = request
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,18 +23,25 @@ class Detokenizer:
     Args:
         tokenizer: a transformers tokenizer.
         skip_special_tokens: leave end-of-text and the like out of the text.
+        prompt: the tokens before. Some tokenizers write the space before a word only where something stands before it.
     """
 
     __slots__ = ("_decode", "_ids", "_prefix", "_read")
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True, prompt: Sequence[int] = ()) -> None:
         # transformers' own decode costs ten times as much per call as that of the library below it
         backend = getattr(tokenizer, "backend_tokenizer", None)
         decode: Callable[..., str] = (tokenizer if backend is None else backend).decode
         self._decode = partial(decode, skip_special_tokens=skip_special_tokens)
         self._ids: list[int] = []
         self._prefix = 0  # first token of the window
-        self._read = 0  # first token whose text was not given out
+        if prompt:
+            last = [int(prompt[-1])]
+            text = self._decode(last)
+            # A special token stands for the beginning of a text, and half a character would be taken for a whole one.
+            if text and not text.endswith(_BROKEN):
+                self._ids = last
+        self._read = len(self._ids)  # first token whose text was not given out
 
     def push(self, token_id: int) -> str:
         """Take one more token; returns the text that is now certain ('' while inside a character)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dougong.engine.detokenizer import Detokenizer
@@ -16,18 +17,19 @@ class Transcript:
 
     Args:
         tokenizer: None makes no text.
+        prompt_ids: the tokens before.
     """
 
     __slots__ = ("append", "bare", "detokenizer", "output", "sampling", "stop_strings")
 
-    def __init__(self, sampling: SamplingParams, index: int, tokenizer: Any) -> None:
+    def __init__(self, sampling: SamplingParams, index: int, tokenizer: Any, prompt_ids: Sequence[int] = ()) -> None:
         self.sampling = sampling
         self.output = CompletionOutput(index)
         self.append = self.output.token_ids.append
         self.bare = False
         """Nothing hangs on the next token but its id: no text, no log-probabilities, and it is not the first."""
         wants_text = sampling.detokenize and tokenizer is not None
-        self.detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens) if wants_text else None
+        self.detokenizer = Detokenizer(tokenizer, sampling.skip_special_tokens, prompt_ids) if wants_text else None
         self.stop_strings = StopStrings(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None
         if sampling.logprobs is not None:
             self.output.logprobs = []

@@ -27,7 +27,7 @@ class RequestStream:
         self, handle: int, request_id: str, prompt_ids: list[int], params: SamplingParams, tokenizer: Any
     ) -> None:
         self.handle = handle
-        self.transcripts = [Transcript(params, index, tokenizer) for index in range(params.n)]
+        self.transcripts = [Transcript(params, index, tokenizer, prompt_ids) for index in range(params.n)]
         self.output = RequestOutput(
             request_id,
             None,
