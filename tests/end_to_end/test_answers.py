@@ -14,6 +14,7 @@ from e2e_harness import EOS, VOCAB, Reference, check_clean, greedy, make_llm, op
 
 from dougong import LLM, SamplingParams
 from dougong.engine import BeamSearchParams
+from dougong.errors import InvalidRequestError
 from dougong.types import FinishReason, RequestOutput
 
 
@@ -318,6 +319,26 @@ def beams(reference: Reference, prompt: list[int], count: int, width: int) -> li
         )  # fmt: skip
     found: list[list[int]] = out[:, len(prompt) :].tolist()
     return found
+
+
+def test_beams_keep_to_the_tenant_s_salt(llm: LLM) -> None:
+    """What one tenant's search leaves in the prefix cache, no other tenant finds."""
+    llm.engine.reset_prefix_cache()
+    prompt = prompts()[5]
+    search = BeamSearchParams(beam_width=2, max_tokens=2, ignore_eos=True)
+    salted = llm.beam_search({"prompt_token_ids": prompt, "cache_salt": "one"}, search)[0]
+    assert one(llm, [prompt], greedy(1)).num_cached_tokens == 0
+    again = one(llm, {"prompt_token_ids": prompt, "cache_salt": "one"}, greedy(1))
+    assert again.num_cached_tokens > 0
+    assert [beam.token_ids for beam in salted.sequences] == [
+        beam.token_ids for beam in llm.beam_search([prompt], search)[0].sequences
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"beam_width": 0}, {"max_tokens": 0}, {"beam_width": 2.5}, {"max_tokens": "9"}])
+def test_wrong_beams(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"integers >= 1"):
+        BeamSearchParams(**{"beam_width": 2, "max_tokens": 2, **wrong})
 
 
 def test_beams_that_end(llm: LLM, reference: Reference) -> None:

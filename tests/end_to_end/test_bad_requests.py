@@ -57,7 +57,14 @@ BAD_PROMPTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no integer": ([5, 1.5], {}, "1.5"),
     "a truth value": ([True], {}, "True"),
     "bytes": (b"abc", {}, "bytes"),
+    "half a character": ("so \ud83d", {}, r"the prompt is not valid Unicode: a lone surrogate U\+D83D at character 3"),
     "unknown key": ({"text": "hi"}, {}, "'prompt'"),
+    "nothing in it": ({"prompt": None}, {}, "nothing in it"),
+    "no text": ({"prompt": 5}, {}, "prompt=5"),
+    "no list": ({"prompt_token_ids": 5}, {}, "prompt_token_ids=5"),
+    "text for ids": ({"prompt_token_ids": "abc"}, {}, "prompt_token_ids='abc'"),
+    "salt": ({"prompt_token_ids": [5], "cache_salt": 5}, {}, "cache_salt=5"),
+    "half a character of salt": ({"prompt_token_ids": [5], "cache_salt": "\udc00"}, {}, "cache_salt is not valid"),
     "stop token too large": ([5], {"stop_token_ids": (VOCAB,)}, "stop_token_ids"),
     "bias too large": ([5], {"logit_bias": {VOCAB: 1.0}}, "logit_bias"),
     "allowed too large": ([5], {"allowed_token_ids": (VOCAB,)}, "allowed_token_ids"),
@@ -72,6 +79,27 @@ def test_wrong_prompts_and_options(beside: Beside, case: str) -> None:
     prompt, options, match = BAD_PROMPTS[case]
     with pytest.raises(InvalidRequestError, match=match):
         beside.llm.engine.add("bad", prompt, greedy(4, **options))
+
+
+def test_a_minimum_larger_than_any_integer_of_the_device(beside: Beside) -> None:
+    """It means to go on to the end of the context, and must not fail the step of everybody else."""
+    huge = beside.llm.engine.add("huge", [7], greedy(6, min_tokens=10**30, max_tokens=None, stop_token_ids=(9,)))
+    while not huge.finished:
+        beside.llm.engine.step()
+    assert huge.outputs[0].error is None and huge.outputs[0].finish_reason is FinishReason.LENGTH
+    assert 9 not in huge.outputs[0].token_ids
+
+
+def test_priority_is_an_integer(beside: Beside) -> None:
+    with pytest.raises(InvalidRequestError, match=r"priority='high'"):
+        beside.llm.engine.add("bad", [5], greedy(4), priority="high")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [b"abc", 5, None, [b"abc"]], ids=repr)
+def test_what_is_no_prompt_is_refused_offline_too(beside: Beside, prompt: Any) -> None:
+    """Bytes are a sequence of integers, and no token ids."""
+    with pytest.raises(InvalidRequestError, match=f"a prompt of type {type(prompt).__name__}|type bytes"):
+        beside.llm.generate(prompt, greedy(4), use_tqdm=False)
 
 
 def test_a_request_that_the_pool_can_never_hold_names_the_option_to_change(tiny: dict[str, Path]) -> None:

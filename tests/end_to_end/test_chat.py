@@ -25,6 +25,12 @@ def test_a_conversation_is_the_prompt_that_the_template_makes(tiny: dict[str, Pa
         assert own.prompt == "2"
 
 
+def test_messages_that_the_template_refuses_are_a_wrong_request(tiny: dict[str, Path]) -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}x"
+    with opened(tiny["llama"]) as llm, pytest.raises(InvalidRequestError, match="System role not supported"):
+        llm.chat(MESSAGES, greedy(2), use_tqdm=False, chat_template=strict)
+
+
 def test_what_a_conversation_lacks_is_said(tiny: dict[str, Path]) -> None:
     with opened(tiny["llama"]) as llm:
         llm.get_tokenizer().chat_template = None

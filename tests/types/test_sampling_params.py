@@ -20,8 +20,10 @@ from dougong.types import SamplingParams
         {"logprobs": -2}, {"stop": ""}, {"stop": [""]}, {"stop_token_ids": [-1]}, {"stop_token_ids": "abc"},
         {"allowed_token_ids": []}, {"bad_words_ids": [[]]}, {"logit_bias": {5: 101}}, {"logit_bias": {"x": 1}},
         {"logit_bias": [1]}, {"seed": 1 << 64}, {"stop": "x", "detokenize": False}, {"temperature": True},
+        {"temperature": 10**400}, {"top_p": math.inf}, {"n": 10**9}, {"stop": 5}, {"stop_token_ids": 5},
+        {"bad_words": 5}, {"bad_words_ids": 5}, {"bad_words_ids": [5]}, {"allowed_token_ids": 5},
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:40],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError) as error:
@@ -34,6 +36,11 @@ def test_json_keys_and_single_strings_are_understood() -> None:
     assert sampling.stop == ("END",)
     assert sampling.logit_bias == {5: 1.0}
     assert sampling.stop_token_ids == (3,)
+
+
+def test_none_stands_for_the_default_as_it_does_in_vllm() -> None:
+    names = ("stop", "stop_token_ids", "bad_words", "bad_words_ids", "logit_bias", "allowed_token_ids")
+    assert SamplingParams(**dict.fromkeys(names)) == SamplingParams()  # type: ignore[arg-type]
 
 
 def test_zero_temperature_is_greedy() -> None:

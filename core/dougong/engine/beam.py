@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dougong.engine.prompt import Prompt
 from dougong.errors import EngineError, InvalidRequestError
@@ -21,7 +21,7 @@ class BeamSearchParams:
     """Options of a beam search. A finished beam's score is its summed log-probability over length ** length_penalty.
 
     Raises:
-        InvalidRequestError: a width or length below 1.
+        InvalidRequestError: a width or length that is no integer from 1 on.
     """
 
     beam_width: int
@@ -30,10 +30,10 @@ class BeamSearchParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.beam_width < 1 or self.max_tokens < 1:
+        if any(type(value) is not int or value < 1 for value in (self.beam_width, self.max_tokens)):
             raise InvalidRequestError(
-                f"BeamSearchParams(beam_width={self.beam_width}, max_tokens={self.max_tokens}): "
-                "both must be at least 1."
+                f"BeamSearchParams(beam_width={self.beam_width!r}, max_tokens={self.max_tokens!r}): "
+                "both must be integers >= 1."
             )
 
 
@@ -68,7 +68,9 @@ def beam_search(engine: Engine, prompt: Prompt, params: BeamSearchParams, name: 
         InvalidRequestError: the prompt cannot be served.
         EngineError: a step failed.
     """
-    prompt_ids = engine.prompts.read(prompt).token_ids
+    read = engine.prompts.read(prompt)
+    prompt_ids = read.token_ids
+    base: dict[str, Any] = {} if read.cache_salt is None else {"cache_salt": read.cache_salt}
     width = params.beam_width
     # Twice the width: even if every beam's likeliest token ends it, enough are left to go on with.
     sampling = SamplingParams(
@@ -83,7 +85,7 @@ def beam_search(engine: Engine, prompt: Prompt, params: BeamSearchParams, name: 
     live, done = [Beam()], list[Beam]()
     for _ in range(steps):
         candidates: list[Beam] = []
-        for beam, choices in zip(live, _extend(engine, prompt_ids, live, sampling, name), strict=True):
+        for beam, choices in zip(live, _extend(engine, base, prompt_ids, live, sampling, name), strict=True):
             for token, logprob in choices:
                 longer = Beam([*beam.token_ids, token], beam.cumulative_logprob + logprob)
                 if token in ends:
@@ -105,13 +107,18 @@ def beam_search(engine: Engine, prompt: Prompt, params: BeamSearchParams, name: 
 
 
 def _extend(
-    engine: Engine, prompt_ids: list[int], live: list[Beam], sampling: SamplingParams, name: Callable[[], str]
+    engine: Engine,
+    base: Mapping[str, Any],
+    prompt_ids: list[int],
+    live: list[Beam],
+    sampling: SamplingParams,
+    name: Callable[[], str],
 ) -> list[list[tuple[int, float]]]:
-    """For each beam its likeliest next tokens with their log-probabilities."""
+    """For each beam its likeliest next tokens with their log-probabilities. ``base``: what else the prompt says."""
     outputs: list[RequestOutput] = []
     try:
         for beam in live:
-            outputs.append(engine.add(name(), prompt_ids + beam.token_ids, sampling))
+            outputs.append(engine.add(name(), {**base, "prompt_token_ids": prompt_ids + beam.token_ids}, sampling))
         while not all(output.finished for output in outputs):
             engine.step()
     except BaseException:

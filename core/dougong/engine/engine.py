@@ -144,6 +144,8 @@ class Engine:
             raise self._lost
         if request_id in self._groups:
             raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise InvalidRequestError(f"priority={priority!r}: allowed is an integer; lower goes first.")
         read = self.prompts.read(prompt)
         sampling = self.prompts.resolve(SamplingParams() if sampling is None else sampling)
         if self.runner.model_config.headless and sampling.pooling is None:

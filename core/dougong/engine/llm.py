@@ -136,19 +136,29 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
     ) -> dict[str, Any]:
-        """A conversation as the prompt that `generate` takes."""
+        """A conversation as the prompt that `generate` takes.
+
+        Raises:
+            ConfigError: the model has no chat template and none is given.
+            InvalidRequestError: the template does not accept these messages.
+        """
         tokenizer = self.get_tokenizer()
         if chat_template is None and not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
                 f"{self.model_path} has no chat template. Give chat_template=…, or use generate() with plain text."
             )
-        text = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            tools=list(tools) if tools else None,
-            chat_template=chat_template,
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                tools=list(tools) if tools else None,
+                chat_template=chat_template,
+            )
+        except Exception as error:  # a template says "roles must alternate" and the like by an exception of jinja's
+            raise InvalidRequestError(
+                f"the chat template does not accept these messages: {type(error).__name__}: {error}"
+            ) from error
         return {"prompt": text, "prompt_token_ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
 
     def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
@@ -199,8 +209,8 @@ class LLM:
 
     @staticmethod
     def _list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
-        if isinstance(prompts, (str, Mapping)):
-            return [prompts]
+        if isinstance(prompts, (str, Mapping, bytes, bytearray)) or not isinstance(prompts, Iterable):
+            return [prompts]  # what is no prompt is refused by the engine
         items = list(prompts)
         if items and isinstance(items[0], int):
             return [items]
@@ -208,8 +218,8 @@ class LLM:
 
     @staticmethod
     def _spread(name: str, value: Any, kind: type, count: int) -> Iterable[Any]:
-        if isinstance(value, kind):
-            return [value] * count
+        if isinstance(value, kind) or not isinstance(value, Iterable):
+            return [value] * count  # what is of another kind is refused by the engine
         values = list(value)
         if len(values) != count:
             raise InvalidRequestError(f"{name} has {len(values)} entries for {count} prompts: give one, or one each.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -52,12 +52,13 @@ class PromptReader:
         """
         text, ids, salt = self._split(prompt)
         if ids is None:
-            assert text is not None
+            assert text is not None, "_split gives one of them"
             if self.tokenizer is None:
                 raise InvalidRequestError(
                     "a prompt was given as text, and the engine has no tokenizer (skip_tokenizer_init=True). "
                     'Give token ids: {"prompt_token_ids": [...]}.'
                 )
+            _check_unicode("the prompt", text)
             ids = list(self.tokenizer(text)["input_ids"])
         if not ids:
             raise InvalidRequestError("the prompt is empty: give at least one character or token id.")
@@ -85,8 +86,17 @@ class PromptReader:
                     f"a prompt mapping has the keys {sorted(prompt)}; allowed are 'prompt' or 'prompt_token_ids', "
                     "'cache_salt' and 'kv_transfer_params'."
                 )
-            ids = prompt.get("prompt_token_ids")
-            return prompt.get("prompt"), None if ids is None else list(ids), prompt.get("cache_salt")
+            text, ids, salt = prompt.get("prompt"), prompt.get("prompt_token_ids"), prompt.get("cache_salt")
+            for name, value in (("prompt", text), ("cache_salt", salt)):
+                if value is not None and not isinstance(value, str):
+                    raise InvalidRequestError(f"{name}={value!r} of a prompt mapping: give a string.")
+            if isinstance(ids, (str, bytes, bytearray, Mapping)) or not (ids is None or isinstance(ids, Iterable)):
+                raise InvalidRequestError(f"prompt_token_ids={ids!r} of a prompt mapping: give a list of token ids.")
+            if text is None and ids is None:
+                raise InvalidRequestError("a prompt mapping with nothing in it: give 'prompt' or 'prompt_token_ids'.")
+            if salt is not None:
+                _check_unicode("cache_salt", salt)
+            return text, None if ids is None else list(ids), salt
         if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
             return None, list(prompt), None
         raise InvalidRequestError(
@@ -138,6 +148,19 @@ class PromptReader:
                 if ids and ids not in found:
                     found.append(ids)
         return tuple(found)
+
+
+def _check_unicode(what: str, text: str) -> None:
+    """Raises:
+    InvalidRequestError: ``text`` has surrogates without their other half, which are no characters.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{what} is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character "
+            f"{error.start}. Give whole characters."
+        ) from None
 
 
 def _transfer_params(prompt: Prompt) -> Mapping[str, Any] | None:

@@ -22,6 +22,8 @@ TOP_K, SEED = range(2)
 _NEUTRAL = np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0], dtype=np.float32)
 
 NO_LOGPROBS = -2
+#: Tokens that no request has.
+_NEVER = 1 << 40
 
 
 class SamplingRows:
@@ -174,7 +176,7 @@ class SamplingState:
         if sampling.min_tokens and end_ids:
             kind |= ENDS
             self.end_ids[slot] = end_ids
-            self.end_after[slot] = init.prompt_len + sampling.min_tokens
+            self.end_after[slot] = init.prompt_len + min(sampling.min_tokens, _NEVER)  # any integer is allowed
         if sampling.structured is not None:
             kind |= GUIDED
             self._guided.add(slot)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,8 @@ __all__ = ["GREEDY_EPSILON", "SamplingParams"]
 
 #: A temperature below this is greedy. Dividing logits by less would overflow in half precision.
 GREEDY_EPSILON = 1e-5
+#: Completions of one request: each is set up before the next step may run.
+MOST_COMPLETIONS = 16_384
 
 
 def _refuse(name: str, value: object, allowed: str) -> InvalidRequestError:
@@ -21,9 +22,9 @@ def _refuse(name: str, value: object, allowed: str) -> InvalidRequestError:
 
 
 def _number(name: str, value: Any, low: float, high: float, allowed: str, *, open_low: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _refuse(name, value, allowed)
-    if value < low or value > high or (open_low and value == low):
+    if not low <= value <= high or (open_low and value == low):  # so written, it refuses NaN too
         raise _refuse(name, value, allowed)
     return float(value)
 
@@ -34,8 +35,8 @@ def _integer(name: str, value: Any, low: int, allowed: str) -> int:
     return value
 
 
-def _ids(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    if isinstance(values, (str, bytes, int)):
+def _ids(name: str, values: Any) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise _refuse(name, values, "a sequence of token ids (integers >= 0)")
     out = tuple(values)
     for value in out:
@@ -44,9 +45,11 @@ def _ids(name: str, values: Iterable[Any]) -> tuple[int, ...]:
     return out
 
 
-def _strings(name: str, values: str | Iterable[str] | None) -> tuple[str, ...]:
+def _strings(name: str, values: Any) -> tuple[str, ...]:
     if values is None:
         return ()
+    if not isinstance(values, Iterable):
+        raise _refuse(name, values, "a non-empty string or a sequence of them")
     out = (values,) if isinstance(values, str) else tuple(values)
     for value in out:
         if not isinstance(value, str) or not value:
@@ -102,7 +105,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        _integer("n", self.n, 1, "an integer >= 1")
+        if _integer("n", self.n, 1, f"an integer from 1 to {MOST_COMPLETIONS:,}") > MOST_COMPLETIONS:
+            raise _refuse("n", self.n, f"an integer from 1 to {MOST_COMPLETIONS:,}")
         put(self, "temperature", _number("temperature", self.temperature, 0.0, 1e6, "a number >= 0"))
         put(self, "top_p", _number("top_p", self.top_p, 0.0, 1.0, "a number in (0, 1]", open_low=True))
         _integer("top_k", self.top_k, -1, "an integer >= 1, or 0 or -1 for all tokens")
@@ -116,8 +120,12 @@ class SamplingParams:
                 raise _refuse("seed", self.seed, "an integer of 64 bits or None")
         put(self, "stop", _strings("stop", self.stop))
         put(self, "bad_words", _strings("bad_words", self.bad_words))
-        put(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
-        put(self, "bad_words_ids", tuple(_ids("bad_words_ids", word) for word in self.bad_words_ids))
+        # vLLM's defaults are None where ours are empty.
+        put(self, "stop_token_ids", _ids("stop_token_ids", () if self.stop_token_ids is None else self.stop_token_ids))
+        words: Any = () if self.bad_words_ids is None else self.bad_words_ids
+        if not isinstance(words, Iterable):
+            raise _refuse("bad_words_ids", words, "sequences of at least one token id")
+        put(self, "bad_words_ids", tuple(_ids("bad_words_ids", word) for word in words))
         if any(not word for word in self.bad_words_ids):
             raise _refuse("bad_words_ids", self.bad_words_ids, "sequences of at least one token id")
         if self.allowed_token_ids is not None:
