@@ -142,6 +142,17 @@ def test_an_allocation_that_fails_names_sizes_and_options(llama_folder: Path) ->
         make_runner(llama_folder, backend=host_backend(FullDevice()))
 
 
+def test_a_host_is_not_asked_for_more_than_it_has() -> None:
+    """It would promise it, and kill the process when the blocks are used."""
+    device = HostDevice()
+    device.free = 3 << 20
+    specs, _ = size_pools(groups(SPEC), demand(), EngineConfig(num_kv_blocks=3073), _never)
+    with pytest.raises(CacheMemoryError, match=r"3073 blocks of 4 tokens.*About 3072 blocks fit: lower num_kv_blocks"):
+        allocate(device, groups(SPEC), specs)
+    device.free += 1024
+    assert allocate(device, groups(SPEC), specs)[0].k.shape[0] == 3073
+
+
 def test_weights_that_do_not_fit_say_what_they_take_and_what_would_fit(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,10 +215,13 @@ def allocate(device: Device, groups: Sequence[KVGroup], specs: Sequence[GroupSpe
     """Every layer's cache, in layer order; a layer that shares another's gets that one.
 
     Raises:
-        CacheMemoryError: the device refused; says what was asked and what was free.
+        CacheMemoryError: the device refused, or has less; says what was asked and what was free.
     """
     caches: dict[int, LayerCache] = {}
     total = sum(spec.num_blocks * group.bytes_per_block() for group, spec in zip(groups, specs))
+    if not has_meter(device) and total > device.memory().free:
+        # A host promises memory that it does not have, and kills whoever then fills it.
+        raise _does_not_fit(device, groups, specs, total)
     try:
         for group, spec in zip(groups, specs):
             blocks = spec.num_blocks * (group.manager_block // group.kernel_block)
@@ -229,17 +232,23 @@ def allocate(device: Device, groups: Sequence[KVGroup], specs: Sequence[GroupSpe
             raise
         caches.clear()
         gc.collect()
-        free = device.memory().free
-        per_block = sum(group.bytes_per_block() for group in groups)
-        raise CacheMemoryError(
-            f"allocating the KV cache failed: {total} bytes ({_gib(total)}) were asked for, {free} ({_gib(free)}) are "
-            f"free on {device.name}: {_names(specs)}. About {free // per_block} blocks fit: lower num_kv_blocks, "
-            "kv_cache_memory or memory_utilization, or choose a smaller kv_cache_dtype."
-        ) from error
+        raise _does_not_fit(device, groups, specs, total) from error
     for group in groups:
         for layer, owner in group.shares:
             caches[layer] = caches[owner]
     return [caches[layer] for layer in sorted(caches)]
+
+
+def _does_not_fit(
+    device: Device, groups: Sequence[KVGroup], specs: Sequence[GroupSpec], total: int
+) -> CacheMemoryError:
+    free = device.memory().free
+    per_block = sum(group.bytes_per_block() for group in groups)
+    return CacheMemoryError(
+        f"allocating the KV cache failed: {total} bytes ({_gib(total)}) were asked for, {free} ({_gib(free)}) are "
+        f"free on {device.name}: {_names(specs)}. About {free // per_block} blocks fit: lower num_kv_blocks, "
+        "kv_cache_memory or memory_utilization, or choose a smaller kv_cache_dtype."
+    )
 
 
 def _names(specs: Sequence[GroupSpec]) -> str:
