@@ -26,15 +26,13 @@ _PACKAGES = ("dougong", "torch", "transformers", "tokenizers", "safetensors", "g
 def doctor(
     backend: options.Backend = None,
     dtype: Annotated[str, typer.Option(help="Data type to ask the kernels for.")] = "bfloat16",
-    head_dim: Annotated[int, typer.Option(help="Head dimension to ask the kernels for.")] = 64,
+    head_dim: Annotated[int, typer.Option(help="Head dimension to ask the kernels for.", min=1)] = 64,
     heads: Annotated[str, typer.Option(help="Query and kv heads to ask for, as H/K.")] = "9/3",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show plugins, backends, the kernel each op would run on, and why others were refused."""
-    try:
-        query_heads, kv_heads = (int(part) for part in heads.split("/"))
-    except ValueError as error:
-        raise typer.BadParameter(f"--heads {heads!r}: expected H/K, e.g. 9/3") from error
+    query_heads, kv_heads = options.query_and_kv_heads(heads)
+    options.model_dtype(dtype)
     report = examine(backend, dtype, head_dim, query_heads, kv_heads)
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -100,6 +98,8 @@ def examine(
         report["chosen"] = _chosen(opened, dtype, head_dim, heads, kv_heads, errors)
     except DougongError as error:
         errors.append(str(error))
+    except Exception as error:  # a driver that fails half-way is what this command is for
+        errors.append(f"{type(error).__name__}: {error}")
     return report
 
 
@@ -113,13 +113,9 @@ def _version(name: str) -> str | None:
 def _chosen(
     backend: Backend, dtype: str, head_dim: int, heads: int, kv_heads: int, errors: list[str]
 ) -> dict[str, Any]:
-    import torch
-
     from dougong.hal import NHD, AttentionQuery, AttentionSpec, LinearQuery
 
-    wanted = getattr(torch, dtype, None)
-    if not isinstance(wanted, torch.dtype):
-        raise typer.BadParameter(f"--dtype {dtype!r}: expected bfloat16, float16 or float32")
+    wanted = options.model_dtype(dtype)
     memory = backend.device.memory()
     layout = backend.layouts()[0]
     spec = AttentionSpec(num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, dtype=wanted)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dougong.errors import BackendNotFoundError, PluginAnswerError
+from dougong.errors import BackendNotFoundError, DougongError, PluginAnswerError
 from dougong.hal.attention import AttentionKernel, AttentionQuery
 from dougong.hal.device import Device
 from dougong.hal.layout import NHD, KVLayout
@@ -180,7 +180,8 @@ def open_backend(name: str | None = None, *, index: int = 0, plugins: Plugins | 
         plugins: those loaded already; None loads the installed ones.
 
     Raises:
-        BackendNotFoundError: it is not installed or cannot run here; the message says what was found.
+        BackendNotFoundError: it is not installed or cannot run here, or its device cannot be opened; the message says
+            what was found.
         PluginError: a plugin cannot be used.
     """
     plugins = plugins if plugins is not None else load_plugins()
@@ -188,8 +189,17 @@ def open_backend(name: str | None = None, *, index: int = 0, plugins: Plugins | 
     wanted = name or os.environ.get(ENV_BACKEND) or None
     report = _pick(reports, wanted)
     target = resolve_target_of(report)
-    device = target(index)
-    device.setup()
+    try:
+        device = target(index)
+        device.setup()
+    except DougongError:
+        raise
+    except Exception as error:  # a driver's own, of any kind
+        raise BackendNotFoundError(
+            f"backend {report.spec.name!r} cannot open device {index}: {type(error).__name__}: {error}. The probe "
+            f"found {', '.join(report.probe.devices) or 'devices without names'}. Give another device_index, or mend "
+            "the driver or SDK."
+        ) from error
     backend = Backend(report.spec.name, report.plugin, device, plugins)
     for plugin, spec in plugins.records("dougong_kernels", device=device, backend=backend.name):
         if spec.op not in FUNCTION_OPS and spec.op not in CLASS_OPS:

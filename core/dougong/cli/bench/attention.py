@@ -37,12 +37,12 @@ def attention(
     decode: Annotated[str, typer.Option(help="ROWS:CONTEXT[,…] of one query each.")] = "1:512,8:512",
     prefill: Annotated[str, typer.Option(help="ROWS:LENGTH[,…] of whole prompts.")] = "1:512",
     heads: Annotated[str, typer.Option(help="Query and kv heads, as H/K.")] = "9/3",
-    head_dim: Annotated[int, typer.Option(help="Head dimension.")] = 64,
-    block_size: Annotated[int, typer.Option(help="Tokens per KV block.")] = 16,
+    head_dim: Annotated[int, typer.Option(help="Head dimension.", min=1)] = 64,
+    block_size: Annotated[int, typer.Option(help="Tokens per KV block.", min=1)] = 16,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     backend: options.Backend = None,
     provider: Annotated[str | None, typer.Option(help="Take only this provider's kernel.")] = None,
-    repeats: Annotated[int, typer.Option(help="Timed runs of each shape; the median counts.")] = 20,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each shape; the median counts.", min=1)] = 20,
     plot: Annotated[Path | None, typer.Option(help="Draw the shares to this PNG.")] = None,
 ) -> None:
     """Time decode and prefill; bytes/s beside a measured copy, FLOP/s beside a measured product.
@@ -54,16 +54,18 @@ def attention(
 
     from dougong.hal import open_backend
 
-    query_heads, kv_heads = (int(part) for part in heads.split("/"))
-    shape = Shape(query_heads, kv_heads, head_dim, block_size)
+    shape = Shape(*options.query_and_kv_heads(heads), head_dim, block_size)
+    kind = options.model_dtype(dtype)
+    loads = {
+        "decode": options.numbers("--decode", "ROWS:CONTEXT", decode, "8:512"),
+        "prefill": options.numbers("--prefill", "ROWS:LENGTH", prefill, "1:512"),
+    }
     opened = open_backend(backend)
-    kind = getattr(torch, dtype)
     ceilings = _ceilings(opened, kind, repeats)
     bars = {}
     with torch.inference_mode():
-        for name, spec in (("decode", decode), ("prefill", prefill)):
-            for item in filter(None, spec.split(",")):
-                rows, length = (int(part) for part in item.split(":"))
+        for name, load in loads.items():
+            for rows, length in load:
                 result = _measure(opened, shape, kind, rows, length, name == "decode", provider, repeats, ceilings)
                 emit(
                     "attention",

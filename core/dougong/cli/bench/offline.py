@@ -26,9 +26,9 @@ def offline(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     load_format: Annotated[str, typer.Option(help="dummy: random weights from a config alone.")] = "auto",
-    shared_prefix_len: Annotated[int, typer.Option(help="First tokens that all prompts share.")] = 0,
+    shared_prefix_len: Annotated[int, typer.Option(help="First tokens that all prompts share.", min=0)] = 0,
     prefix_caching: Annotated[bool, typer.Option(help="Keep and reuse prompts' KV.")] = False,
-    repeats: Annotated[int, typer.Option(help="Timed runs; the best is the headline, all are reported.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Timed runs; the best is the headline, all are reported.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 0,
     max_num_seqs: options.MaxSeqs = 256,
     max_num_batched_tokens: options.MaxTokensPerStep = None,
@@ -38,7 +38,9 @@ def offline(
     """Output tokens per second of whole batches, as a peer's offline benchmark measures them."""
     from dougong.engine import LLM
 
-    loads = [_workload(text) for text in workloads.split(",") if text]
+    loads = options.numbers("--workloads", "N:IN:OUT", workloads, "16:512:128")
+    if not loads:
+        raise typer.BadParameter("--workloads is empty: expected N:IN:OUT[,N:IN:OUT…], e.g. 16:512:128")
     given = options.engine_options(
         set_, backend=backend, dtype=dtype, quantization=quantization, load_format=load_format,
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
@@ -52,9 +54,11 @@ def offline(
         load_s = perf_counter() - started
         runner = llm.engine.runner
         for index, load in enumerate(loads):
-            result = measure(llm, *load, shared=shared_prefix_len, repeats=repeats, seed=seed + 1000 * index)
-            result["load_s"] = round(load_s, 3)
             count, prompt, new = load
+            result = measure(
+                llm, count, prompt, new, shared=shared_prefix_len, repeats=repeats, seed=seed + 1000 * index
+            )
+            result["load_s"] = round(load_s, 3)
             workload = {
                 "model": model, "num_prompts": count, "input_len": prompt, "output_len": new,
                 "dtype": str(runner.model_config.dtype), "quantization": quantization,
@@ -66,14 +70,6 @@ def offline(
             bars[f"{count} × {prompt} → {new}"] = result["output_tok_s"]
     if plot is not None:
         plot_bars(plot, f"{model}, output tokens per second", "tokens/s", bars)
-
-
-def _workload(text: str) -> tuple[int, int, int]:
-    try:
-        count, prompt, new = (int(part) for part in text.split(":"))
-    except ValueError as error:
-        raise typer.BadParameter(f"--workloads {text!r}: expected N:IN:OUT, e.g. 16:512:128") from error
-    return count, prompt, new
 
 
 def measure(llm: Any, count: int, prompt: int, new: int, *, shared: int, repeats: int, seed: int) -> dict[str, Any]:

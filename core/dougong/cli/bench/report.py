@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from dougong.errors import ConfigError
+
 __all__ = ["emit", "plot_bars"]
 
 
@@ -37,7 +39,7 @@ def plot_bars(path: Path, title: str, unit: str, bars: dict[str, float]) -> None
     """Draw ``bars`` as a PNG.
 
     Raises:
-        RuntimeError: matplotlib is not installed; says how to get it.
+        ConfigError: matplotlib is not installed; says how to get it.
     """
     try:
         import matplotlib
@@ -45,7 +47,7 @@ def plot_bars(path: Path, title: str, unit: str, bars: dict[str, float]) -> None
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise RuntimeError("--plot needs matplotlib: pip install matplotlib") from error
+        raise ConfigError("--plot needs matplotlib: pip install 'dougong[plots]'") from error
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(bars) + 1.2))
     axes.barh(list(bars), list(bars.values()), color="#3b6ea5")
     axes.invert_yaxis()

@@ -16,9 +16,9 @@ __all__ = ["step"]
 
 def step(
     model: options.Model = "smollm2-135m",
-    rows: Annotated[int, typer.Option(help="Requests that decode together.")] = 8,
-    prompt: Annotated[int, typer.Option(help="Prompt tokens each.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Output tokens each.")] = 64,
+    rows: Annotated[int, typer.Option(help="Requests that decode together.", min=1)] = 8,
+    prompt: Annotated[int, typer.Option(help="Prompt tokens each.", min=1)] = 32,
+    tokens: Annotated[int, typer.Option(help="Output tokens each.", min=1)] = 64,
     backend: options.Backend = None,
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
