@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from dougong import errors
 from dougong.config import EngineConfig
-from dougong.errors import DougongError, EngineError
+from dougong.errors import DougongError, EngineError, InvalidRequestError
 from dougong.server.process.messages import Close, Command, Commands, Configure, EngineInfo, Failed, FromEngine, Steps
 
 __all__ = ["EngineChild"]
@@ -39,7 +39,7 @@ class EngineChild:
         self._gone: asyncio.Task[int] | None = None
         self._receiving: asyncio.Future[bytes] | None = None
         self._silenced = False
-        self._outbox: list[Command] = []
+        self._outbox: list[msgspec.Raw] = []
         self._encode = msgspec.msgpack.Encoder().encode
 
     @classmethod
@@ -81,17 +81,25 @@ class EngineChild:
         return None if self._process is None else self._process.pid
 
     def say(self, command: Command) -> None:
-        """Send soon. Never waits."""
+        """Send soon. Never waits.
+
+        Raises:
+            InvalidRequestError: the command holds what no message can. Nothing is sent; the others go their way.
+        """
+        try:
+            data = msgspec.Raw(self._encode(command))
+        except (OverflowError, TypeError, ValueError) as error:  # an integer of more than 64 bits, half a character
+            raise InvalidRequestError(f"the request cannot be handed to the engine: {error}.") from error
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._outbox.append(command)
+        self._outbox.append(data)
 
     def _flush(self) -> None:
         items, self._outbox = self._outbox, []
         if self._channel.closed:
             return
         # Unbounded: it is the queue limit of the server that bounds what can lie here.
-        self._channel.send(self._encode(Commands(items)))
+        self._channel.send(self._encode(Commands(items)))  # type: ignore[arg-type]  # encoded already
 
     async def steps(self) -> Steps | Failed | None:
         """The next message; None once the process has ended and all it said was read."""

@@ -16,7 +16,7 @@ from dougong.engine.prompt import PromptReader
 from dougong.engine.vectors import unit
 from dougong.errors import ConfigError, EngineError, InvalidRequestError
 from dougong.models import get_tokenizer
-from dougong.server.errors import EngineDownError
+from dougong.server.errors import ApiError, EngineDownError
 from dougong.server.process.child import EngineChild
 from dougong.server.process.life import EngineLives
 from dougong.server.process.messages import (
@@ -116,17 +116,46 @@ class EngineClient:
         """Completions that are not over, waiting ones included."""
         return len(self._streams)
 
-    def check(self, prompt_token_ids: list[int], params: SamplingParams) -> SamplingParams:
-        """The options as the engine takes them: checked against the model, bad words as ids.
+    def check(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        kv_transfer_params: Mapping[str, Any] | None = None,
+    ) -> SamplingParams:
+        """The options as the engine takes them: checked against the model, bad words as ids, and no number beyond
+        what the model has, since a client may send one of any size.
 
         Raises:
-            InvalidRequestError: prompt or options can never be served.
+            InvalidRequestError: prompt or options can never be served, or the id is in use.
         """
+        if kv_transfer_params is not None and self.config.kv_connector is None:
+            raise InvalidRequestError(
+                "kv_transfer_params: this server takes no KV from others. Leave them out, or start it with "
+                "--kv-connector and --kv-role."
+            )
+        if priority and self.config.scheduling_policy != "priority":
+            raise InvalidRequestError(
+                f"priority={priority}: this engine runs requests in the order of their arrival. Leave it out, or start "
+                "the server with --scheduling-policy priority."
+            )
+        if request_id in self._by_id:
+            raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
         self.prompts.read({"prompt_token_ids": prompt_token_ids})
         capacity = self.info.capacity_tokens
         if capacity is not None and len(prompt_token_ids) > capacity:
             raise InvalidRequestError(
                 f"the prompt has {len(prompt_token_ids)} tokens; the whole KV cache holds {capacity}. Shorten it."
+            )
+        most, vocab = self.info.max_model_len, self.info.vocab_size
+        if params.top_k > vocab or params.min_tokens > most or (params.max_tokens or 0) > most:
+            params = replace(
+                params,
+                top_k=min(params.top_k, vocab),
+                min_tokens=min(params.min_tokens, most),
+                max_tokens=None if params.max_tokens is None else min(params.max_tokens, most),
             )
         return self.prompts.resolve(params)
 
@@ -151,17 +180,9 @@ class EngineClient:
             InvalidRequestError: it can never be served, or the id is in use.
             EngineDownError: there is no engine, and it could not be started.
         """
-        resolved = self.check(prompt_token_ids, params)
-        if kv_transfer_params is not None and self.config.kv_connector is None:
-            raise InvalidRequestError(
-                "kv_transfer_params: this server takes no KV from others. Leave them out, or start it with "
-                "--kv-connector and --kv-role."
-            )
-        if priority and self.config.scheduling_policy != "priority":
-            raise InvalidRequestError(
-                f"priority={priority}: this engine runs requests in the order of their arrival. Leave it out, or start "
-                "the server with --scheduling-policy priority."
-            )
+        resolved = self.check(
+            prompt_token_ids, params, request_id=request_id, priority=priority, kv_transfer_params=kv_transfer_params
+        )
         add = Add(
             0,
             request_id,
@@ -172,7 +193,7 @@ class EngineClient:
             cache_salt,
             None if kv_transfer_params is None else dict(kv_transfer_params),
         )
-        start = RequestStart(request_id, len(prompt_token_ids), params, priority, trace)
+        start = RequestStart(request_id, len(prompt_token_ids), resolved, priority, trace)
         async with aclosing(self._run(add, resolved, start, timeout_s)) as streams:
             async for stream in streams:
                 yield stream.output
@@ -196,18 +217,22 @@ class EngineClient:
         Raises:
             InvalidRequestError, EngineDownError: as `generate`.
             EngineError: the step failed, or the engine died meanwhile.
+            ApiError: 504, it took longer than ``timeout_s``.
         """
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, pooling=pooling)
         self.check(prompt_token_ids, params)
         add = Add(0, request_id, prompt_token_ids, params, priority)
         start = RequestStart(request_id, len(prompt_token_ids), params, priority)
-        vector: list[float] | None = None
-        error: str | None = None
+        output: RequestOutput | None = None
         async with aclosing(self._run(add, params, start, timeout_s)) as streams:
             async for stream in streams:
-                vector, error = stream.output.embedding, stream.output.outputs[0].error
+                output = stream.output
+        assert output is not None
+        vector, end = output.embedding, output.outputs[0]
         if vector is None:
-            raise EngineError(error or "the engine gave no vector")
+            if end.finish_reason is FinishReason.ABORT and end.error is not None:
+                raise ApiError(504, end.error)
+            raise EngineError(end.error or "the engine gave no vector")
         return unit(vector) if normalize else vector
 
     async def _run(
@@ -218,13 +243,13 @@ class EngineClient:
         if add.request_id in self._by_id:
             raise InvalidRequestError(f"request id {add.request_id!r} is in use: give each running request its own.")
         add.handle = self._next_handle
+        child.say(add)
         self._next_handle += params.n
         stream = RequestStream(add.handle, add.request_id, add.prompt_token_ids, params, self.tokenizer)
         self._by_id[add.request_id] = stream
         for index in range(params.n):
             self._streams[add.handle + index] = stream
         self._idle.clear()
-        child.say(add)
         self._tell("started", start)
         timer: asyncio.TimerHandle | None = None
         if timeout_s is not None:

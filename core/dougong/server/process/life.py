@@ -106,9 +106,10 @@ class EngineLives:
                 self._down = None  # who comes now waits for this start
                 try:
                     found, self.info = await EngineChild.start(self._config, self._log_level)
-                except (DougongError, OSError) as error:
-                    log.error("the engine cannot be started again: %s", error)
-                    self._down = EngineDownError(f"the engine died ({cause}) and cannot be started again: {error}")
+                except Exception as error:  # whatever it is: who waits must learn of it, and another try may succeed
+                    text = str(error) if isinstance(error, (DougongError, OSError)) else repr(error)
+                    log.error("the engine cannot be started again: %s", text)
+                    self._down = EngineDownError(f"the engine died ({cause}) and cannot be started again: {text}")
                     self._up.set()  # whoever waits learns of it
                     self._up.clear()
             child = self.child = found
@@ -120,7 +121,11 @@ class EngineLives:
         """Pass on what ``child`` says; returns how it ended."""
         failed: Failed | None = None
         while True:
-            message = await child.steps()
+            try:
+                message = await child.steps()
+            except Exception as error:  # what it says cannot be read: it is of no use any more
+                log.exception("a message of the engine cannot be read")
+                return f"its messages cannot be read: {error!r}"
             if message is None:
                 how = await child.wait()
                 return how if failed is None else f"{failed.error}: {failed.message}"
