@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from dougong.server.errors import ApiError, as_api_error
 from dougong.server.guard import BelowRoot, Guard, path_of, respond
 from dougong.server.http_metrics import HttpMetrics
 from dougong.server.state import ServerState
+from dougong.server.strict_json import check_json
 
 __all__ = ["ROUTERS", "build_app"]
 
@@ -48,6 +49,7 @@ def build_app(state: ServerState) -> FastAPI:
         openapi_url="/openapi.json" if config.docs else None,
         # A 422 is FastAPI's word for what is a 400 in every API here.
         responses={400: {"description": "The request is wrong"}, 401: {"description": "No key, or a wrong one"}},
+        dependencies=[Depends(check_json)],
     )
     optional = {"dougong.server.metrics": config.metrics, "dougong.server.web.routes": config.web}
     routes = list(app.routes)
@@ -64,7 +66,7 @@ def build_app(state: ServerState) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST", "OPTIONS"],
+            allow_methods=["DELETE", "GET", "HEAD", "OPTIONS", "POST"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )

@@ -27,11 +27,15 @@ def read_response_format(form: Mapping[str, Any] | None) -> StructuredOutput | N
     """
     if form is None:
         return None
+    if not isinstance(form, Mapping):
+        raise InvalidRequestError(f"the answer's format: expected an object with a type ({', '.join(_TYPES)}).")
     kind = form.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
-        return StructuredOutput(json=True)
+        # llama.cpp, Fireworks and others let a schema stand here; it must not go unheard.
+        schema = form.get("schema")
+        return StructuredOutput(json=True if schema is None else schema)
     if kind != "json_schema":
         raise InvalidRequestError(f"response_format.type={kind!r}: allowed is {', '.join(_TYPES)}.")
     inner = form.get("json_schema", form)

@@ -94,7 +94,7 @@ class Guard:
         try:
             if not _is_open(path) and scope["method"] != "OPTIONS":
                 added |= self._admit(scope, headers)
-            await self._app(scope, self._bounded(headers, receive), answer)
+            await self._app(_as_routes_know_it(scope, headers, path), self._bounded(headers, receive), answer)
         except Exception as error:
             if started:  # too late for a status
                 if not isinstance(error, ApiError):
@@ -172,6 +172,31 @@ class Guard:
             return message
 
         return bounded
+
+
+def _as_routes_know_it(scope: Scope, headers: Headers, path: str) -> Scope:
+    """HEAD as the GET that it asks about (the HTTP server leaves the body out), and every body as JSON.
+
+    ``curl -d`` names no JSON, and Ollama's own examples are written so. What a page of another origin may send
+    without asking first (a text, a form) stays refused: browsers name the origin.
+
+    Raises:
+        ApiError: 415, a body of another kind, or a compressed one.
+    """
+    if scope["method"] == "HEAD" and path not in _CLOSED:
+        return {**scope, "method": "GET"}
+    if scope["method"] != "POST":
+        return scope
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ApiError(415, f"content-encoding {coding!r} is not read here: send the body as it is.")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return scope
+    if kind.startswith("multipart/") or "origin" in headers:
+        raise ApiError(415, f"content-type {kind!r}: send JSON, and say so (content-type: application/json).")
+    own = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+    return {**scope, "headers": [*own, (b"content-type", b"application/json")]}
 
 
 def _too_large(limit: int) -> ApiError:

@@ -134,7 +134,9 @@ def _choices(value: Iterable[Any]) -> tuple[str, ...]:
     allowed = f"1 to {MAX_CHOICES} strings, none of them empty"
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise _refuse("choice", f"a {type(value).__name__}; allowed are {allowed}.")
-    out = tuple(dict.fromkeys(value))
-    if not 1 <= len(out) <= MAX_CHOICES or not all(isinstance(one, str) and one for one in out):
-        raise _refuse("choice", f"{len(out)} entries, or one that is no text; allowed are {allowed}.")
-    return out
+    out = tuple(value)
+    if all(isinstance(one, str) and one for one in out):
+        out = tuple(dict.fromkeys(out))
+        if 1 <= len(out) <= MAX_CHOICES:
+            return out
+    raise _refuse("choice", f"{len(out)} entries, or one that is no text; allowed are {allowed}.")

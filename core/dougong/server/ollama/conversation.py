@@ -103,7 +103,10 @@ def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if role == "assistant":
             if isinstance(message.get("thinking"), str) and message["thinking"]:
                 turn["reasoning_content"] = message["thinking"]
-            calls = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(message.get("tool_calls") or ())]
+            given = message.get("tool_calls") or []
+            if not isinstance(given, list):
+                raise InvalidRequestError(f"{where}.tool_calls: expected a list.")
+            calls = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(given)]
             if calls:
                 turn["tool_calls"] = calls
                 unanswered = [(call["function"]["name"], call["id"]) for call in calls]
