@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from dougong import EngineConfig
 from dougong.server.app import build_app
 from dougong.server.config import ServerConfig
 from dougong.server.keys import KeyRing
-from dougong.server.limits import RateLimits
+from dougong.server.limits import QueueLimit, RateLimits
 from dougong.server.process.client import EngineClient
 from dougong.server.run import HttpServer, uvicorn_config
 from dougong.server.state import ServerState
@@ -140,6 +142,31 @@ def listening(server: Served, *, small: bool = False, **changes: Any) -> Iterato
         server.run(stop)
 
 
+def with_app(server: Served, ask: Any, **changes: Any) -> Any:
+    """Run ``ask(client)`` against an application of other options over the same engine."""
+    config = replace(server.state.config, **changes)
+    rates = RateLimits(config.rate_limit_requests, config.rate_limit_tokens)
+    state = replace(
+        server.state,
+        config=config,
+        keys=KeyRing(config.api_key, config.api_keys_file),
+        rates=rates,
+        queue=QueueLimit(server.client, config.max_queue),
+    )
+    state.chat = type(state.chat)(config, server.client, state.queue)
+
+    async def work() -> Any:
+        server.client.observers.append(rates)
+        try:
+            transport = httpx.ASGITransport(build_app(state))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                return await ask(client)
+        finally:
+            server.client.observers.remove(rates)
+
+    return server.run(work)
+
+
 def raw(port: int, data: bytes, timeout: float = 10) -> bytes:
     """Send bytes as they are and read until the server closes or stays silent."""
     with socket.create_connection(("127.0.0.1", port), timeout) as connection:
@@ -151,4 +178,4 @@ def raw(port: int, data: bytes, timeout: float = 10) -> bytes:
         return found
 
 
-__all__ = ["Served", "listening", "raw", "served"]
+__all__ = ["Served", "listening", "raw", "served", "with_app"]

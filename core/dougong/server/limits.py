@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -130,6 +132,8 @@ class QueueLimit(RequestObserver):
         self._client = client
         self._max_queue = max_queue
         self._ended: deque[tuple[float, int]] = deque(maxlen=_ENDS)
+        self._arriving = 0
+        """Completions whose prompts are being read: the client does not count them yet."""
 
     def finished(self, output: RequestOutput) -> None:
         self._ended.append((time.monotonic(), len(output.outputs)))
@@ -141,16 +145,25 @@ class QueueLimit(RequestObserver):
         took = time.monotonic() - self._ended[0][0]
         return count * took / sum(ended for _, ended in self._ended)
 
-    def check(self, count: int) -> None:
-        """Whether ``count`` more may come in.
+    @contextmanager
+    def room(self, count: int) -> Iterator[None]:
+        """Room for ``count`` more, kept for them until they are read and the engine is there to be asked.
 
         Raises:
             ApiError: 429 with Retry-After: the queue is full; 400: they would never fit.
         """
+        self._check(count)
+        self._arriving += count
+        try:
+            yield
+        finally:
+            self._arriving -= count
+
+    def _check(self, count: int) -> None:
         room = self._client.info.max_num_seqs + self._max_queue
         if count > room:
             raise ApiError(400, f"the request asks for {count} completions; the queue holds {room}. Ask for fewer.")
-        held = self._client.num_completions
+        held = self._client.num_completions + self._arriving
         if held + count > room:
             raise ApiError(
                 429,

@@ -12,6 +12,8 @@ import jsonschema
 import ollama
 import openai
 import pytest
+from client_fields import check_fields
+from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 from server_harness import Served
 
@@ -56,11 +58,23 @@ TOOLS: Any = [
 ]
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+ALLOWED: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": "weather"}}]}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "function": {"name": "weather"}},
+        {"type": "allowed_tools", "allowed_tools": ALLOWED},
+    ],
+    ids=["required", "named", "allowed"],
+)
 def test_chat_tools_that_must_be_called_are(gpt: openai.OpenAI, choice: Any) -> None:
     ask: Any = {"model": "tiny", "messages": HELLO, "tools": TOOLS, "tool_choice": choice, "temperature": 0,
                 "max_tokens": 400, "parallel_tool_calls": False}  # fmt: skip
     whole = gpt.chat.completions.create(**ask)
+    check_fields(whole.model_dump(exclude_unset=True), ChatCompletion, frozenset({"stop_reason"}))
     (call,) = whole.choices[0].message.tool_calls
     assert whole.choices[0].finish_reason == "tool_calls" and whole.choices[0].message.content is None
     if call.function.name == "weather":
@@ -84,6 +98,9 @@ def test_chat_answers_keep_to_a_schema(gpt: openai.OpenAI) -> None:
         jsonschema.validate(json.loads(choice.message.content or ""), PLACE)
     parsed = gpt.chat.completions.parse(model="tiny", messages=HELLO, response_format=Place, max_tokens=200)
     assert isinstance(parsed.choices[0].message.parsed, Place)
+    inside: Any = {"type": "json_object", "schema": PLACE}  # as llama.cpp and others have it
+    other = gpt.chat.completions.create(model="tiny", messages=HELLO, response_format=inside, max_tokens=200)
+    jsonschema.validate(json.loads(other.choices[0].message.content or ""), PLACE)
     bounded = gpt.chat.completions.create(
         model="tiny", messages=HELLO, response_format={"type": "json_object"}, max_tokens=5
     )
@@ -206,6 +223,36 @@ def test_ollama(llama: ollama.Client, roomy: Served) -> None:
     tools = llama.chat(**ask, tools=[TOOLS[0]])
     assert tools.prompt_eval_count > whole.prompt_eval_count
     assert llama.generate(model="tiny", prompt="").done_reason == "load"
+
+
+def test_ollama_log_probabilities(llama: ollama.Client) -> None:
+    ask: Any = {"model": "tiny", "messages": HELLO, "options": {"temperature": 0, "num_predict": 6}}
+    scored = llama.chat(**ask, logprobs=True, top_logprobs=2)
+    assert scored.eval_count == len(scored.logprobs) and all(len(one.top_logprobs) == 2 for one in scored.logprobs)
+    assert all(one.logprob <= 0 and one.top_logprobs[0].logprob == one.logprob for one in scored.logprobs)
+    lines = list(llama.chat(**ask, logprobs=True, stream=True))
+    streamed = [one for line in lines for one in line.logprobs or ()]
+    assert [one.logprob for one in streamed] == [one.logprob for one in scored.logprobs]
+    raw = llama.generate(model="tiny", prompt="Hello", raw=True, logprobs=True, options={"num_predict": 3})
+    assert len(raw.logprobs) == raw.eval_count
+    assert llama.chat(**ask).logprobs is None
+
+
+def test_ollama_embeddings(llama: ollama.Client, gpt: openai.OpenAI) -> None:
+    wanted = [one.embedding for one in gpt.embeddings.create(model="tiny", input=["ab", "a longer text"]).data]
+    found = llama.embed(model="tiny:latest", input=["ab", "a longer text"])
+    assert found.model == "tiny:latest" and found.prompt_eval_count == len("ab") + len("a longer text")
+    for one, other in zip(found.embeddings, wanted, strict=True):
+        assert list(one) == pytest.approx(other, abs=1e-6)
+    assert list(llama.embeddings(model="tiny", prompt="ab").embedding) == pytest.approx(wanted[0], abs=1e-6)
+    assert len(llama.embed(model="tiny", input="ab", dimensions=8).embeddings[0]) == 8
+    assert llama.embed(model="tiny", input=[]).embeddings == []
+    long = "x" * 3000  # the context holds 2,048
+    assert llama.embed(model="tiny", input=long).prompt_eval_count == 2047
+    with pytest.raises(ollama.ResponseError, match="3000 tokens"):
+        llama.embed(model="tiny", input=long, truncate=False)
+    with pytest.raises(ollama.ResponseError, match="does not exist"):
+        llama.embed(model="other", input="ab")
 
 
 def test_ollama_describes_the_model(llama: ollama.Client, roomy: Served) -> None:

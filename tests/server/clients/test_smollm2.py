@@ -29,13 +29,25 @@ def test_every_api_gives_the_same_answer(smollm2: Served) -> None:
     chat = gpt.chat.completions.create(model="smollm2", messages=ASK, temperature=0, max_tokens=40, top_p=1)
     text = chat.choices[0].message.content or ""
     assert "Paris" in text
+    greedy: Any = {"model": "smollm2", "messages": ASK, "temperature": 0, "max_tokens": 40, "top_p": 1}
+    pieces = [chunk.choices[0].delta.content or "" for chunk in gpt.chat.completions.create(**greedy, stream=True)]
+    assert "".join(pieces) == text and len([piece for piece in pieces if piece]) > 3
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        gpt.chat.completions.create(**(greedy | {"max_tokens": 0}))
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        gpt.chat.completions.create(**(greedy | {"model": "gpt-4o"}))
     answered = gpt.responses.create(model="smollm2", input=ASK, temperature=0, max_output_tokens=40, top_p=1)
     assert answered.output_text == text
-    greedy = {"temperature": 0, "top_p": 1}  # which the client's own types no longer have
-    message = claude.messages.create(model="smollm2", messages=ASK, max_tokens=40, extra_body=greedy)
+    own: Any = {"temperature": 0, "top_p": 1}  # which the client's own types no longer have
+    message = claude.messages.create(model="smollm2", messages=ASK, max_tokens=40, extra_body=own)
     assert message.content[0].text == text  # type: ignore[union-attr]
+    with claude.messages.stream(model="smollm2", messages=ASK, max_tokens=40, extra_body=own) as stream:
+        assert "".join(stream.text_stream) == text
     told = llama.chat(model="smollm2", messages=ASK, options={"temperature": 0, "num_predict": 40, "top_p": 1})
     assert told.message.content == text
+    options = {"temperature": 0, "num_predict": 40, "top_p": 1}
+    lines = llama.chat(model="smollm2", messages=ASK, options=options, stream=True)
+    assert "".join(line.message.content or "" for line in lines) == text
     gpt.close(), claude.close(), llama._client.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, get_args, get_origin
 
 import httpx
@@ -92,6 +93,34 @@ def test_streamed_text_scores_and_usage_are_those_of_the_whole_answer(tiny: Serv
     assert lines[-1] == "[DONE]"
     for line in lines[:-1]:
         check_fields(json.loads(line), ChatCompletionChunk)
+
+
+def test_usage_in_every_chunk_grows_to_that_of_the_last(client: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    ask: Any = {"model": "tiny", "max_tokens": 8, "temperature": 0, "extra_body": {"ignore_eos": True}, "stream": True}
+    for streams in (
+        lambda **more: client.chat.completions.create(messages=HELLO, **ask, **more),
+        lambda **more: client.completions.create(prompt=["ab", "cde"], **ask, **more),
+    ):
+        *chunks, last = list(streams(stream_options=options))
+        assert not last.choices and last.usage is not None
+        made = [chunk.usage.completion_tokens for chunk in chunks]
+        assert made == sorted(made) and made[-1] == last.usage.completion_tokens and made[0] >= 1
+        assert chunks[-1].usage.prompt_tokens == last.usage.prompt_tokens
+        only = list(streams(stream_options={"continuous_usage_stats": True}))
+        assert all(chunk.choices and chunk.usage is not None for chunk in only)
+        assert all(chunk.usage is None for chunk in list(streams(stream_options={"include_usage": True}))[:-1])
+
+
+def test_a_request_may_bring_its_id(tiny: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, text in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": HELLO})):
+        body: Any = text | {"max_tokens": 2, "request_id": "mine-7"}
+        assert httpx.post(f"{tiny.url}/v1/{path}", json=body).json()["id"] == "mine-7"
+        with monkeypatch.context() as patched:
+            patched.setitem(tiny.client._by_id, "mine-7", SimpleNamespace())  # one that runs
+            for stream in (False, True):
+                again = httpx.post(f"{tiny.url}/v1/{path}", json=body | {"stream": stream})
+                assert again.status_code == 400 and "in use" in again.json()["error"]["message"]
 
 
 def test_completions_take_ids_and_batches_and_give_echo_scores_and_the_best_of_many(

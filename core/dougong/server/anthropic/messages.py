@@ -30,7 +30,11 @@ _REFUSED = {
     "mcp_servers": "this server calls no other servers.",
     "container": "this server runs no code.",
 }
-_ACCEPTED = frozenset({"metadata", "service_tier", "cache_control", "inference_geo", "context_management", "speed"})
+#: Bookkeeping, billing and caching at Anthropic's: they change no answer here.
+_ACCEPTED = frozenset(
+    {"metadata", "service_tier", "cache_control", "inference_geo", "context_management", "speed", "diagnostics",
+     "user_profile_id", "workspace_id"}
+)  # fmt: skip
 _LONGEST_STOP = 1000
 
 

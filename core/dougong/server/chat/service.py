@@ -58,11 +58,14 @@ class ChatService:
             ApiError: 429, the queue is full. Raised in place of `Started`.
             EngineDownError: there is no engine.
         """
-        self._queue.check(turn.params.n)
-        text, ids = await self.render(turn)
-        params = self.dialect.params(turn, text)
-        self._client.check(ids, params)
-        await self._client.ready()
+        with self._queue.room(turn.params.n):
+            text, ids = await self.render(turn)
+            params = self.dialect.params(turn, text)
+            self._client.check(
+                ids, params, request_id=turn.request_id, priority=turn.priority,
+                kv_transfer_params=turn.kv_transfer_params,
+            )  # fmt: skip
+            await self._client.ready()
         answers = [self.dialect.answer(turn, index, text) for index in range(params.n)]
         final: RequestOutput | None = None
         outputs = self._client.generate(
@@ -75,24 +78,26 @@ class ChatService:
             trace=turn.trace,
             timeout_s=self._config.request_timeout_s,
         )
+
+        def usage() -> Usage:
+            completions = () if final is None else final.outputs
+            return Usage(
+                len(ids),
+                sum(len(completion.token_ids) for completion in completions),
+                0 if final is None else final.num_cached_tokens,
+                sum(answer.reasoning_tokens for answer in answers),
+            )
+
         if params.structured is not None:
             outputs = await first_then(outputs)  # only the engine knows whether it can be compiled
         async with aclosing(outputs):
-            yield Started(len(ids))
+            yield Started(len(ids), usage=usage)
             async for final in outputs:
                 for answer, completion in zip(answers, final.outputs):
                     for event in answer.read(completion):
                         yield event
         assert final is not None
-        yield Done(
-            Usage(
-                len(ids),
-                sum(len(completion.token_ids) for completion in final.outputs),
-                final.num_cached_tokens,
-                sum(answer.reasoning_tokens for answer in answers),
-            ),
-            final.kv_transfer_params,
-        )
+        yield Done(usage(), final.kv_transfer_params)
 
 
 def _read(path: str) -> str:

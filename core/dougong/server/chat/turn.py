@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -87,6 +87,8 @@ class Started:
     prompt_tokens: int
     cached_tokens: int = 0
     """Of the prompt, found in the prefix cache; 0 while it is not known. `Usage` has the last word."""
+    usage: Callable[[], Usage] | None = None
+    """The tokens of the request up to now, whenever it is called."""
 
 
 @dataclass(frozen=True, slots=True)

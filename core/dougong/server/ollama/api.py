@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -20,10 +20,12 @@ from dougong.server.chat.blocks import Closed, Grown, in_blocks
 from dougong.server.chat.turn import ChatTurn, Done, Event, Finished, Started
 from dougong.server.errors import as_api_error, ollama_body
 from dougong.server.ollama.conversation import read_format, read_options, read_turns
+from dougong.server.ollama.embed import add_embed_routes
 from dougong.server.ollama.models import Models
 from dougong.server.ollama.raw import run_raw
 from dougong.server.openai.chat import choice_failed, trace_of
 from dougong.server.openai.fields import check_fields
+from dougong.server.openai.logprobs import chat_logprobs
 from dougong.server.openai.messages import read_tools
 from dougong.server.streaming import EventStream, first_then, until_gone
 from dougong.types import SamplingParams
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["router"]
 
 _encode = msgspec.json.Encoder().encode
-_ACCEPTED = frozenset({"keep_alive", "context", "logprobs", "top_logprobs", "truncate", "shift"})
-_REFUSED: dict[str, str] = {}
+_ACCEPTED = frozenset({"keep_alive", "context", "truncate", "shift"})
+_REFUSED = dict.fromkeys(("width", "height", "steps"), "this server writes text, no images.")
 _NDJSON = "application/x-ndjson"
 
 
@@ -49,6 +51,9 @@ class Common(BaseModel):
     format: JsonValue = None
     options: dict[str, JsonValue] | None = None
     think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    """As many of the likeliest tokens beside each chosen one; with ``logprobs`` only, as Ollama has it."""
 
     def params(self, state: ServerState) -> SamplingParams:
         """The sampling options.
@@ -59,8 +64,12 @@ class Common(BaseModel):
         check_fields(self, state.config, _REFUSED, _ACCEPTED)
         if self.think is not None and self.think not in (True, False, "low", "medium", "high", "max"):
             raise InvalidRequestError(f"think: {self.think!r}; allowed is true, false, 'low', 'medium' or 'high'.")
+        most, top = state.config.max_logprobs, self.top_logprobs or 0
+        if not 0 <= top <= most:
+            raise InvalidRequestError(f"top_logprobs: {top}; allowed is 0 to {most}.")
         options = {**state.sampling_defaults, **read_options(self.options, state.config.max_stop)}
-        return SamplingParams(**options, structured=read_format(self.format))
+        scored = top if self.logprobs else None
+        return SamplingParams(**options, structured=read_format(self.format), logprobs=scored)
 
     def template_kwargs(self) -> dict[str, Any]:
         if self.think is None:
@@ -127,7 +136,8 @@ def router(state: ServerState) -> APIRouter:
             template_kwargs=body.template_kwargs(),
             trace=trace_of(request),
         )
-        return await _answer(request, state.chat.run(turn), name, body.stream is not False, chat=True)
+        lines = _lines(state.chat.run(turn), name, _scores_of(state, params), chat=True)
+        return await _answer(request, lines, body.stream is not False, chat=True)
 
     @routes.post("/api/generate", responses=_RESPONSES)
     async def generate(body: GenerateRequest, request: Request) -> Response:
@@ -153,9 +163,11 @@ def router(state: ServerState) -> APIRouter:
                     trace=trace_of(request),
                 )
             )
-        return await _answer(request, events, name, body.stream is not False, chat=False)
+        lines = _lines(events, name, _scores_of(state, params), chat=False)
+        return await _answer(request, lines, body.stream is not False, chat=False)
 
     models.add_routes(routes)
+    add_embed_routes(routes, state, models)
     return routes
 
 
@@ -168,11 +180,17 @@ def _loaded(name: str) -> dict[str, Any]:
     return {"model": name, "created_at": _now(), "done": True, "done_reason": "load"}
 
 
+def _scores_of(state: ServerState, params: SamplingParams) -> Callable[[list[Any]], list[Any]] | None:
+    """What makes Ollama's log-probabilities of the engine's; None where they were not asked for."""
+    top = params.logprobs
+    if top is None:
+        return None
+    return lambda entries: list(chat_logprobs(entries, top, state.client.tokenizer)["content"])
+
+
 async def _answer(
-    request: Request, events: AsyncGenerator[Event, None], name: str, stream: bool, *, chat: bool
+    request: Request, lines: AsyncGenerator[dict[str, Any], None], stream: bool, *, chat: bool
 ) -> Response:
-    clock = Clock()
-    lines = _lines(events, name, clock, chat=chat)
     if stream:
         ready = await until_gone(request, first_then(lines))
         return EventStream(_encoded(ready), _NDJSON)
@@ -180,11 +198,25 @@ async def _answer(
 
 
 async def _lines(
-    events: AsyncGenerator[Event, None], name: str, clock: Clock, *, chat: bool
+    events: AsyncGenerator[Event, None],
+    name: str,
+    scores_of: Callable[[list[Any]], list[Any]] | None,
+    *,
+    chat: bool,
 ) -> AsyncGenerator[dict[str, Any], None]:
     """The answer's objects; the last one has ``done``."""
+    clock = Clock()
     end: Finished | None = None
     prompt_tokens = 0
+    scores: list[Any] = []
+
+    def scored() -> dict[str, Any]:
+        """The log-probabilities that no line has told yet."""
+        if scores_of is None or not scores:
+            return {}
+        told = scores_of(scores)
+        scores.clear()
+        return {"logprobs": told}
 
     def line(**fields: Any) -> dict[str, Any]:
         message: dict[str, Any] = {"content": "", **fields}
@@ -200,8 +232,9 @@ async def _lines(
             if isinstance(event, Started):
                 prompt_tokens = event.prompt_tokens
             elif isinstance(event, Grown) and event.block.kind != "call":
+                scores += event.logprobs
                 if event.text:
-                    yield line(**{"thinking" if event.block.kind == "reasoning" else "content": event.text})
+                    yield line(**{"thinking" if event.block.kind == "reasoning" else "content": event.text}) | scored()
             elif isinstance(event, Closed) and event.block.kind == "call":
                 block = event.block
                 function = {"name": block.name, "arguments": block.arguments()}
@@ -215,7 +248,7 @@ async def _lines(
                 assert end is not None
                 reason = "length" if end.reason == "length" else "stop"
                 times = clock.fields(prompt_tokens, event.usage.completion_tokens)
-                yield line() | {"done": True, "done_reason": reason} | times
+                yield line() | scored() | {"done": True, "done_reason": reason} | times
 
 
 async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
@@ -231,6 +264,7 @@ async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerato
 async def _whole(lines: AsyncGenerator[dict[str, Any], None], *, chat: bool) -> dict[str, Any]:
     texts: dict[str, list[str]] = {"content": [], "thinking": []}
     calls: list[Any] = []
+    scores: list[Any] = []
     last: dict[str, Any] = {}
     async with aclosing(lines):
         async for last in lines:
@@ -238,11 +272,14 @@ async def _whole(lines: AsyncGenerator[dict[str, Any], None], *, chat: bool) -> 
             for kind, found in texts.items():
                 found.append(part.get(kind) or "")
             calls += part.get("tool_calls") or ()
+            scores += last.get("logprobs") or ()
     message: dict[str, Any] = {"content": "".join(texts["content"])}
     if any(texts["thinking"]):
         message["thinking"] = "".join(texts["thinking"])
     if calls:
         message["tool_calls"] = calls
+    if scores:
+        last["logprobs"] = scores
     if chat:
         return last | {"message": {"role": "assistant", **message}}
     return last | {"response": message.pop("content"), **message}

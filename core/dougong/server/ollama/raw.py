@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dougong.server.chat.answer import Answer
 from dougong.server.chat.turn import Done, Event, Started, Usage
+from dougong.server.streaming import first_then
 from dougong.types import RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
@@ -20,14 +21,17 @@ async def run_raw(
     state: ServerState, prompt: str, params: SamplingParams, request_id: str, trace: Mapping[str, str] | None
 ) -> AsyncGenerator[Event, None]:
     """The events of `ChatService.run`, and what it raises."""
-    state.queue.check(params.n)
-    ids = await state.client.texts.encode(prompt, add_special_tokens=False)
-    state.client.check(ids, params)
+    with state.queue.room(params.n):
+        ids = await state.client.texts.encode(prompt, add_special_tokens=False)
+        state.client.check(ids, params)
+        await state.client.ready()
     answer = Answer(0, None, None)
     final: RequestOutput | None = None
     outputs = state.client.generate(
         ids, params, request_id=request_id, trace=trace, timeout_s=state.config.request_timeout_s
     )
+    if params.structured is not None:
+        outputs = await first_then(outputs)  # only the engine knows whether it can be compiled
     async with aclosing(outputs):
         yield Started(len(ids))
         async for final in outputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -98,14 +98,14 @@ class ChatRequest(GenerationFields):
             kwargs.setdefault("reasoning_effort", self.reasoning_effort)
             if self.reasoning_effort == "none":
                 kwargs.setdefault("enable_thinking", False)
-        tools = read_tools(self.tools)
+        choice, tools = read_tool_choice(self.tool_choice, read_tools(self.tools))
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return ChatTurn(
             messages=read_messages(self.messages),
             params=self.params(config, state.sampling_defaults, max_tokens=limit, logprobs=self._scores(config)),
-            request_id=self.request_id or request_id,
+            request_id=request_id,
             tools=tools,
-            tool_choice=read_tool_choice(self.tool_choice, tools),
+            tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=self.response_format,
             reasoning=self.include_reasoning,
@@ -143,7 +143,7 @@ def router(state: ServerState) -> APIRouter:
     @routes.post("/v1/chat/completions", tags=["OpenAI"], responses=_RESPONSES)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Go on with a conversation."""
-        name = f"chatcmpl-{uuid.uuid4().hex}"
+        name = body.request_id or f"chatcmpl-{uuid.uuid4().hex}"
         model = state.check_model(body.model)
         turn = body.turn(state, name, trace_of(request))
         head = {"id": name, "created": int(time.time()), "model": model}
@@ -268,15 +268,19 @@ async def _chunks(
     if options.include_usage:
         head["usage"] = None
     begun: set[int] = set()
+    used: Callable[[], Usage] | None = None
     try:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Started):
+                    used = event.usage if options.continuous_usage_stats else None
                     continue
                 if isinstance(event, Done):
                     if options.include_usage:
                         yield sse(head | {"choices": [], "usage": usage_body(event.usage)})
                     continue
+                if used is not None:
+                    head["usage"] = usage_body(used())
                 if event.choice not in begun:
                     begun.add(event.choice)
                     yield sse(head | {"choices": [_choice(event.choice, {"role": "assistant", "content": ""})]})

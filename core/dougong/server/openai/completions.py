@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,7 @@ from dougong.types import CompletionOutput, FinishReason, RequestOutput, Samplin
 if TYPE_CHECKING:
     from dougong.server.state import ServerState
 
-__all__ = ["CompletionRequest", "read_prompts", "router"]
+__all__ = ["CompletionRequest", "as_prompts", "read_prompts", "router"]
 
 _REFUSED = {"suffix": "this server completes text at its end only. Leave it out."}
 _ACCEPTED = frozenset({"metadata", "safety_identifier", "service_tier", "store"})
@@ -81,20 +81,28 @@ class CompletionRequest(GenerationFields):
         return self.params(config, state.sampling_defaults, **more)
 
 
+def as_prompts(given: Any, most: int) -> list[str | list[int]]:
+    """One prompt or many as a list.
+
+    Raises:
+        InvalidRequestError: none, or more than ``most``.
+    """
+    prompts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else list(given)
+    if not prompts:
+        raise InvalidRequestError("give at least one prompt.")
+    if len(prompts) > most:
+        raise InvalidRequestError(f"{len(prompts)} prompts; at most {most} are allowed at once.")
+    return prompts
+
+
 async def read_prompts(
-    state: ServerState, prompts: Any, *, add_special_tokens: bool = True
+    state: ServerState, prompts: Iterable[str | list[int]], *, add_special_tokens: bool = True
 ) -> list[tuple[str, list[int]]]:
     """Each prompt's text ('' where it came as ids) and token ids.
 
     Raises:
-        InvalidRequestError: none, too many, or one that is no text.
+        InvalidRequestError: one is empty, or no text.
     """
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        prompts = [prompts]
-    if not prompts:
-        raise InvalidRequestError("give at least one prompt.")
-    if len(prompts) > state.config.max_prompts:
-        raise InvalidRequestError(f"{len(prompts)} prompts; at most {state.config.max_prompts} are allowed at once.")
     found = []
     for prompt in prompts:
         if isinstance(prompt, str):
@@ -115,7 +123,7 @@ def router(state: ServerState) -> APIRouter:
         """Go on with one prompt or many."""
         model = state.check_model(body.model)
         params = body.sampling(state)
-        name = f"cmpl-{uuid.uuid4().hex}"
+        name = body.request_id or f"cmpl-{uuid.uuid4().hex}"
         run = _Run(state, body, params, name, trace_of(request))
         head = {"id": name, "object": "text_completion", "created": int(time.time()), "model": model}
         if not body.stream:
@@ -147,25 +155,33 @@ class _Run:
         self._choices = body.n if body.n is not None else 1
 
     async def _prompts(self) -> list[tuple[str, list[int]]]:
-        """Read and checked, before anything is sent to the engine."""
+        """Read and checked, before anything is sent to the engine, which is there."""
         state, params = self._state, self._params
-        prompts = await read_prompts(state, self._body.prompt, add_special_tokens=self._body.add_special_tokens)
-        for _, ids in prompts:
-            state.client.check(ids, params)
-        state.queue.check(params.n * len(prompts))
+        given = as_prompts(self._body.prompt, state.config.max_prompts)
+        with state.queue.room(params.n * len(given)):
+            prompts = await read_prompts(state, given, add_special_tokens=self._body.add_special_tokens)
+            for place, (_, ids) in enumerate(prompts):
+                state.client.check(
+                    ids, params, request_id=self._id(place, alone=len(given) == 1), priority=self._body.priority,
+                    kv_transfer_params=self._body.kv_transfer_params,
+                )  # fmt: skip
+            await state.client.ready()
         if self._echo:  # ids as the model would write them
             decode = state.client.tokenizer.decode
             prompts = [(text or decode(ids), ids) for text, ids in prompts]
         return prompts
 
+    def _id(self, place: int, alone: bool) -> str:
+        """The engine's name for a prompt of this request."""
+        return self._name if alone else f"{self._name}-{place}"
+
     def _outputs(self, place: int, ids: list[int], alone: bool) -> AsyncGenerator[RequestOutput, None]:
         body = self._body
-        base = body.request_id or self._name
         # A seed makes prompts of one request repeatable one by one; equal prompts then give equal answers.
         return self._state.client.generate(
             ids,
             self._params,
-            request_id=base if alone else f"{base}-{place}",
+            request_id=self._id(place, alone),
             priority=body.priority,
             cache_salt=body.cache_salt,
             kv_transfer_params=body.kv_transfer_params,
@@ -182,17 +198,15 @@ class _Run:
                 for completion in output.outputs:
                     _raise_if_failed(completion)
         choices: list[dict[str, Any]] = []
-        usage = _Usage()
         transfer = None
         for (text, _), final in zip(prompts, finals):
             assert final is not None
-            usage.add(final, self._only_prompt)
             transfer = final.kv_transfer_params or transfer
             best = final.outputs
             if self._params.n > self._choices:
                 best = sorted(best, key=_mean_logprob, reverse=True)[: self._choices]
             choices += [self._choice(len(choices) + i, text, final, one) for i, one in enumerate(best)]
-        body = head | {"choices": choices, "usage": usage_body(usage.total())}
+        body = head | {"choices": choices, "usage": self._usage(final for final in finals if final is not None)}
         return body if transfer is None else body | {"kv_transfer_params": transfer}
 
     def _choice(self, index: int, prompt: str, final: RequestOutput, one: CompletionOutput) -> dict[str, Any]:
@@ -231,14 +245,12 @@ class _Run:
     async def chunks(self, head: dict[str, Any], options: StreamOptions) -> AsyncGenerator[bytes, None]:
         """Chunks. The first is given out, empty, once all prompts are checked: errors before it have a status."""
         prompts = await self._prompts()
-        await self._state.client.ready()
         if options.include_usage:
             head = head | {"usage": None}
         outputs = self._merged(prompts)
         if self._params.structured is not None:
             outputs = await first_then(outputs)  # only the engine knows whether it can be compiled
         yield b""
-        usage = _Usage()
         sent = [[_Sent() for _ in range(self._params.n)] for _ in prompts]
         finals: dict[int, RequestOutput] = {}
         try:
@@ -251,14 +263,24 @@ class _Run:
                         _raise_if_failed(one)
                         delta = self._delta(place, prompts[place][0], output, one, told)
                         if delta is not None:
+                            if options.continuous_usage_stats:
+                                head = head | {"usage": self._usage(finals.values())}
                             yield sse(head | {"choices": [delta]})
-            for output in finals.values():
-                usage.add(output, self._only_prompt)
             if options.include_usage:
-                yield sse(head | {"choices": [], "usage": usage_body(usage.total())})
+                yield sse(head | {"choices": [], "usage": self._usage(finals.values())})
         except Exception as error:
             yield sse(openai_body(as_api_error(error)))
         yield DONE
+
+    def _usage(self, outputs: Iterable[RequestOutput]) -> dict[str, Any]:
+        """Tokens of several prompts together, up to now."""
+        prompt = answer = cached = 0
+        for output in outputs:
+            prompt += len(output.prompt_token_ids)
+            cached += output.num_cached_tokens
+            if not self._only_prompt:
+                answer += sum(len(one.token_ids) for one in output.outputs)
+        return usage_body(Usage(prompt, answer, cached))
 
     def _delta(
         self, place: int, prompt: str, output: RequestOutput, one: CompletionOutput, told: _Sent
@@ -333,22 +355,6 @@ class _Sent:
         self.tokens = 0
         self.offset = 0
         self.over = False
-
-
-class _Usage:
-    """Tokens over several prompts."""
-
-    def __init__(self) -> None:
-        self.prompt = self.answer = self.cached = 0
-
-    def add(self, output: RequestOutput, only_prompt: bool) -> None:
-        self.prompt += len(output.prompt_token_ids)
-        self.cached += output.num_cached_tokens
-        if not only_prompt:
-            self.answer += sum(len(one.token_ids) for one in output.outputs)
-
-    def total(self) -> Usage:
-        return Usage(self.prompt, self.answer, self.cached)
 
 
 def _raise_if_failed(one: CompletionOutput) -> None:

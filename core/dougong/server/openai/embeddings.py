@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict
 
 from dougong.engine.vectors import unit
 from dougong.errors import InvalidRequestError
-from dougong.server.openai.completions import Prompts, read_prompts
+from dougong.server.openai.completions import Prompts, as_prompts, read_prompts
 from dougong.server.openai.fields import check_fields
 from dougong.server.streaming import until_gone
 
 if TYPE_CHECKING:
     from dougong.server.state import ServerState
 
-__all__ = ["EmbeddingRequest", "router"]
+__all__ = ["EmbeddingRequest", "embed", "router"]
 
 
 class EmbeddingRequest(BaseModel):
@@ -31,7 +31,8 @@ class EmbeddingRequest(BaseModel):
 
     model: str | None = None
     input: Prompts
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
+    """``float`` if left out."""
     dimensions: int | None = None
     """Only the first so many numbers, scaled to length 1 again: for models trained for it (Matryoshka)."""
     user: str | None = None
@@ -51,19 +52,27 @@ def router(state: ServerState) -> APIRouter:
         """Turn texts into vectors."""
         model = state.check_model(body.model)
         check_fields(body, state.config, {}, frozenset({"metadata", "safety_identifier"}))
-        width = state.client.info.hidden_size
-        if body.dimensions is not None and not 1 <= body.dimensions <= width:
-            raise InvalidRequestError(f"dimensions={body.dimensions}: allowed is 1 to {width}.")
-        return JSONResponse(await until_gone(request, _embed(state, body, model)))
+        return JSONResponse(await until_gone(request, embed(state, body, model)))
 
     return routes
 
 
-async def _embed(state: ServerState, body: EmbeddingRequest, model: str) -> dict[str, Any]:
+async def embed(state: ServerState, body: EmbeddingRequest, model: str) -> dict[str, Any]:
+    """The answer's body.
+
+    Raises:
+        InvalidRequestError: prompts or dimensions that cannot be.
+        ApiError: 429, the queue is full.
+    """
     client, pooling = state.client, state.pooling
-    prompts = await read_prompts(state, body.input, add_special_tokens=body.add_special_tokens)
+    width = client.info.hidden_size
+    if body.dimensions is not None and not 1 <= body.dimensions <= width:
+        raise InvalidRequestError(f"dimensions={body.dimensions}: allowed is 1 to {width}.")
+    given = as_prompts(body.input, state.config.max_prompts)
+    with state.queue.room(len(given)):
+        prompts = await read_prompts(state, given, add_special_tokens=body.add_special_tokens)
+        await client.ready()
     ids = [ids for _, ids in prompts]
-    state.queue.check(len(ids))
     normalize = pooling.normalize if body.normalize is None else body.normalize
     name = f"embd-{uuid.uuid4().hex}"
     tasks = [
@@ -103,8 +112,8 @@ def _shorten(vector: list[float], dimensions: int, normalize: bool) -> list[floa
     return unit(kept) if normalize else kept
 
 
-def _encode(vector: list[float], form: str) -> list[float] | str:
+def _encode(vector: list[float], form: str | None) -> list[float] | str:
     """As numbers, or little-endian float32 in base64."""
-    if form == "float":
+    if form != "base64":
         return vector
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from dougong.errors import InvalidRequestError
 from dougong.server.config import ServerConfig
@@ -23,9 +23,9 @@ class StreamOptions(BaseModel):
     """What a stream holds besides the answer."""
 
     model_config = ConfigDict(extra="ignore")
-    include_usage: bool = False
+    include_usage: bool | None = None
     """A last chunk with the tokens used, and no choices."""
-    continuous_usage_stats: bool = False
+    continuous_usage_stats: bool | None = None
     """The tokens used so far in every chunk."""
     include_obfuscation: bool | None = None
     """Accepted; chunks are not padded."""
@@ -41,7 +41,7 @@ class GenerationFields(BaseModel):
 
     model: str | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=_INT64)], float] | None = None
     max_tokens: int | None = None
     n: int | None = None
     presence_penalty: float | None = None
@@ -74,6 +74,12 @@ class GenerationFields(BaseModel):
     """As a prefill server's answer has them; refused by a server without ``--kv-connector``."""
     structured_outputs: dict[str, JsonValue] | None = None
     """What the text must look like: one of ``json``, ``json_object``, ``regex``, ``choice``, ``grammar``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Clients that write out all fields they know mean by null that they leave one out."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
     def params(self, config: ServerConfig, defaults: Mapping[str, float | int], **more: Any) -> SamplingParams:
         """The sampling options, with the model's own defaults where the request says nothing.

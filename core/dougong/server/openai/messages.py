@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dougong.errors import InvalidRequestError
+from dougong.server.chat.turn import ToolChoice
 
 __all__ = ["read_messages", "read_tool_choice", "read_tools"]
 
@@ -103,25 +104,37 @@ def read_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]
     return found
 
 
-def read_tool_choice(choice: Any, tools: Sequence[Mapping[str, Any]]) -> Any:
-    """``auto``, ``none``, ``required`` or ``{"name": …}``.
+def read_tool_choice(choice: Any, tools: list[dict[str, Any]]) -> tuple[ToolChoice, list[dict[str, Any]]]:
+    """(the choice, the tools that may be called).
 
     Raises:
         InvalidRequestError: another value, a tool that is not there, or a choice without tools.
     """
-    if choice is None:
-        return "auto"
-    if choice in ("auto", "none"):
-        return choice
+    if choice is None or choice == "auto":
+        return "auto", tools
+    if choice == "none":
+        return "none", tools
     if not tools:
         raise InvalidRequestError(f"tool_choice={choice!r} without tools: give tools, or leave it out.")
     if choice == "required":
-        return choice
-    function = choice.get("function") if isinstance(choice, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
+        return "required", tools
     names = [tool["function"]["name"] for tool in tools]
-    if name not in names:
-        raise InvalidRequestError(
-            f"tool_choice={choice!r}: allowed is 'auto', 'none', 'required', or a function out of {', '.join(names)}."
-        )
-    return {"name": name}
+    if isinstance(choice, Mapping):
+        if choice.get("type") == "allowed_tools":
+            allowed = choice.get("allowed_tools")
+            mode, given = (allowed.get("mode"), allowed.get("tools")) if isinstance(allowed, Mapping) else (None, None)
+            wanted = [_named(one) for one in given] if isinstance(given, list) else []
+            if wanted and mode in ("auto", "required") and all(name in names for name in wanted):
+                return mode, [tool for tool in tools if tool["function"]["name"] in wanted]
+        elif (name := _named(choice)) in names:
+            return {"name": name}, tools
+    raise InvalidRequestError(
+        f"tool_choice={choice!r}: allowed is 'auto', 'none', 'required', a function, or allowed_tools, out of "
+        f"{', '.join(names)}."
+    )
+
+
+def _named(tool: Any) -> Any:
+    """The name in ``{"type": "function", "function": {"name": …}}``."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    return function.get("name") if isinstance(function, Mapping) else None

@@ -29,10 +29,11 @@ __all__ = ["ResponsesRequest", "router"]
 _REFUSED = {
     "conversation": "use previous_response_id.",
     "prompt": "this server keeps no prompt templates; send instructions and input.",
+    "moderation": "leave it out.",
 }
 _ACCEPTED = frozenset(
     {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "safety_identifier", "service_tier",
-     "max_tool_calls", "include", "context_management", "moderation"}
+     "max_tool_calls", "include", "context_management"}
 )  # fmt: skip
 
 
