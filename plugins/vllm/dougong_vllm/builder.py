@@ -25,6 +25,7 @@ from dougong.hal import (
 )
 from dougong.plugins import KernelSpec
 from dougong_vllm.batch import to_batch, without_negatives
+from dougong_vllm.sharing import SharedStep, Sharing, ranks
 
 __all__ = ["DougongMetadata", "DougongMetadataBuilder"]
 
@@ -38,6 +39,8 @@ class DougongMetadata(AttentionMetadata):  # type: ignore[misc]
     kernels: dict[AttentionSpec, AttentionKernel]
     plans: dict[AttentionSpec, Plan]
     num_actual_tokens: int
+    shared: SharedStep | None = None
+    """Where ranks share sequences: attention then goes through it."""
 
 
 class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
@@ -75,9 +78,12 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         )
         layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names)
         self.kernels = self._make(layer.impl.spec for layer in layers.values())
+        self.sharing: Sharing | None = None
+        if ranks()[0] > 1:
+            self.sharing = Sharing(list(self.kernels), self.block_size, self.limits, vllm_config, device)
         self.slots = torch.zeros(scheduler.max_num_batched_tokens, dtype=torch.int64, device=device)
         self.eager = self._new_plans()
-        self.captured: dict[tuple[int, int, int], dict[AttentionSpec, Plan]] = {}
+        self.captured: dict[tuple[int, int, int], dict[AttentionSpec, Any]] = {}
 
     def _make(self, specs: Iterable[AttentionSpec]) -> dict[AttentionSpec, AttentionKernel]:
         kernels: dict[AttentionSpec, AttentionKernel] = {}
@@ -95,7 +101,10 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
             kernels[spec] = kernel
         return kernels
 
-    def _new_plans(self) -> dict[AttentionSpec, Plan]:
+    def _new_plans(self) -> dict[AttentionSpec, Any]:
+        """Plans by a layer's spec; where ranks share sequences, two of each."""
+        if self.sharing is not None:
+            return self.sharing.new_plans()
         return {spec: kernel.new_plan() for spec, kernel in self.kernels.items()}
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> DougongMetadata:
@@ -106,7 +115,7 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         plans = self.captured.setdefault(_shape(common_attn_metadata), self._new_plans())
         return self._build(common_attn_metadata, plans)
 
-    def _build(self, common: Any, captured: dict[AttentionSpec, Plan] | None) -> DougongMetadata:
+    def _build(self, common: Any, captured: dict[AttentionSpec, Any] | None) -> DougongMetadata:
         if common.causal is not True:
             raise NotImplementedError("dougong's attention backend is causal; this batch asks for other masks")
         if common.mm_req_doc_ranges is not None or common.rswa_prefix_lens is not None:
@@ -117,6 +126,9 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
         plans = self.eager if captured is None else captured
         if captured is not None:  # a graph's bound holds for all its replays
             batch.groups[0].max_kv_len = self.limits.max_kv_len
+        if self.sharing is not None:
+            shared = self.sharing.plan(common, batch, plans, captured=captured is not None)
+            return DougongMetadata(batch, slots, self.kernels, {}, tokens, shared)
         for spec, kernel in self.kernels.items():
             kernel.plan(batch, plans[spec])
         return DougongMetadata(batch, slots, self.kernels, plans, tokens)

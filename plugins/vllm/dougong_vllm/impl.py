@@ -10,6 +10,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionType
 
 from dougong.hal import NHD, AttentionSpec, LayerArgs, LayerCache
 from dougong_vllm.batch import split_cache
+from dougong_vllm.sharing import ranks
 
 __all__ = ["DougongAttentionImpl"]
 
@@ -21,10 +22,10 @@ class DougongAttentionImpl(AttentionImpl):  # type: ignore[misc]
         NotImplementedError: in the constructor, for what vLLM's selection cannot ask beforehand.
     """
 
-    # Ranks that share a sequence merge by LSE inside the backend; that is not written here, so vLLM refuses it.
-    supports_dcp = False
+    # Ranks that share a sequence while it decodes merge by LSE (`sharing`); in prefill vLLM refuses it.
+    supports_dcp = True
     supports_pcp = False
-    can_return_lse_for_decode = False
+    can_return_lse_for_decode = True
 
     def __init__(
         self,
@@ -49,6 +50,17 @@ class DougongAttentionImpl(AttentionImpl):  # type: ignore[misc]
         unknown = sorted(name for name, value in others.items() if value not in (None, False, -1))
         if unknown:
             raise NotImplementedError(f"dougong's attention backend knows nothing of {', '.join(unknown)}")
+        if ranks()[0] > 1:
+            asked = {"a sliding window": sliding_window, "ALiBi": alibi_slopes, "attention sinks": sinks}
+            asked["the cache of another layer"] = kv_sharing_target_layer_name
+            wrong = [name for name, value in asked.items() if value is not None]
+            if (num_kv_heads or num_heads) != 1:
+                wrong.append(f"{num_kv_heads or num_heads} kv heads per rank")
+            if wrong:
+                raise NotImplementedError(
+                    f"{', '.join(wrong)} with decode_context_parallel_size={ranks()[0]}: dougong's backend shares "
+                    "sequences of layers with one kv head per rank and plain causal attention; set it to 1"
+                )
         self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
         self.num_kv_heads = num_kv_heads or num_heads
         self.kv_cache_dtype = kv_cache_dtype
@@ -87,13 +99,17 @@ class DougongAttentionImpl(AttentionImpl):  # type: ignore[misc]
         if attn_metadata is None:  # vLLM's profiling run
             return output.fill_(0)
         args, cache = self._layer(query.device), self._planes(kv_cache)
-        kernel, plan = attn_metadata.kernels[self.spec], attn_metadata.plans[self.spec]
+        kernel = attn_metadata.kernels[self.spec]
         if not self.shares_cache and key is not None:
             written = attn_metadata.num_actual_tokens
             kernel.write(args, key[:written], value[:written], cache, attn_metadata.slots)
         tokens = attn_metadata.batch.num_tokens
         shape = (output.shape[0], self.num_heads, self.head_size)
-        kernel.run(plan, args, query.view(shape)[:tokens], cache, out=output.view(shape)[:tokens])
+        q, out = query.view(shape)[:tokens], output.view(shape)[:tokens]
+        if attn_metadata.shared is not None:
+            attn_metadata.shared.attend(self.spec, args, q, key[:tokens], value[:tokens], cache, out)
+        else:
+            kernel.run(attn_metadata.plans[self.spec], args, q, cache, out=out)
         return output
 
     def _layer(self, device: torch.device) -> LayerArgs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from abc import ABC
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +12,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["Common", "config", "install"]
+__all__ = ["Common", "Group", "config", "here", "install"]
+
+#: ``here.group``: the ranks that this thread's sequences are shared by, where there are any.
+here = threading.local()
 
 
 class AttentionType(str, Enum):
@@ -96,6 +100,53 @@ class Common:
     causal: Any = True
     mm_req_doc_ranges: Any = None
     rswa_prefix_lens: Any = None
+    seq_lens_cpu_upper_bound: Any = None
+
+
+class Group:
+    """A rank of a group whose ranks are threads. Those that do not do the same hang, and the barrier breaks."""
+
+    def __init__(self, world_size: int, rank: int, barrier: threading.Barrier, board: list[Any]) -> None:
+        self.world_size, self.rank_in_group, self._barrier, self._board = world_size, rank, barrier, board
+        self.gathers = 0
+
+    def all_gather(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        self.gathers += 1
+        self._board[self.rank_in_group] = tensor
+        self._barrier.wait()
+        found = torch.cat(self._board, dim)
+        self._barrier.wait()
+        return found
+
+
+def get_dcp_group() -> Group:
+    group: Group | None = getattr(here, "group", None)
+    assert group is not None, "decode context model parallel group is not initialized"
+    return group
+
+
+def get_dcp_local_seq_lens(
+    seq_lens: torch.Tensor, dcp_size: int = 1, dcp_rank: int | None = None, cp_kv_cache_interleave_size: int = 1
+) -> torch.Tensor:
+    """How many of a sequence's tokens are the rank's, one by one: runs of the given size are dealt out in turn."""
+    assert dcp_rank is not None
+    owners = [torch.arange(int(n)) // cp_kv_cache_interleave_size % dcp_size for n in seq_lens]
+    return torch.tensor([int((one == dcp_rank).sum()) for one in owners], dtype=torch.int32)
+
+
+def cp_lse_ag_out_rs(
+    out: torch.Tensor, lse: torch.Tensor, group: Group, ctx: Any = None, return_lse: bool = False,
+    is_lse_base_on_e: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """out [T, H, D] and lse [T, H] over all of the group's heads -> merged over ranks, this rank's heads."""
+    assert return_lse and is_lse_base_on_e
+    outs = group.all_gather(out[None].double(), 0)
+    lses = group.all_gather(lse[None].double(), 0)
+    total = lses.logsumexp(0)
+    weights = torch.where(lses == -torch.inf, 0.0, (lses - total).exp())
+    heads = out.shape[1] // group.world_size
+    mine = slice(heads * group.rank_in_group, heads * (group.rank_in_group + 1))
+    return (outs * weights[..., None]).sum(0)[:, mine].to(out.dtype), total[:, mine].float()
 
 
 def config(layers: dict[str, Any], block_size: int = 16) -> tuple[Any, Any]:
@@ -103,6 +154,7 @@ def config(layers: dict[str, Any], block_size: int = 16) -> tuple[Any, Any]:
     vllm = SimpleNamespace(
         scheduler_config=SimpleNamespace(max_num_seqs=16, max_num_batched_tokens=128),
         model_config=SimpleNamespace(max_model_len=256, dtype=torch.float32),
+        parallel_config=SimpleNamespace(cp_kv_cache_interleave_size=1, dcp_comm_backend="ag_rs"),
         layers={name: SimpleNamespace(impl=impl) for name, impl in layers.items()},
     )
     spec = SimpleNamespace(block_size=block_size, num_kv_heads=2, head_size=32, dtype=torch.float32)
@@ -118,6 +170,8 @@ def install(monkeypatch: Any, version: str = "0.26.0", **changes: Any) -> dict[s
             "get_layers_from_vllm_config": lambda config, kind, names: {n: config.layers[n] for n in names},
             "get_current_vllm_config": lambda: current,
         },
+        "vllm.distributed": {},
+        "vllm.distributed.parallel_state": {"get_dcp_group": get_dcp_group},
         "vllm.platforms": {"current_platform": SimpleNamespace(device_type="cpu")},
         "vllm.model_executor": {},
         "vllm.model_executor.layers": {},
@@ -134,7 +188,12 @@ def install(monkeypatch: Any, version: str = "0.26.0", **changes: Any) -> dict[s
             "MultipleOf": MultipleOf,
         },
         "vllm.v1.attention.backends": {},
-        "vllm.v1.attention.backends.utils": {"get_kv_cache_layout": lambda: "NHD"},
+        "vllm.v1.attention.backends.utils": {
+            "get_kv_cache_layout": lambda: "NHD",
+            "get_dcp_local_seq_lens": get_dcp_local_seq_lens,
+        },
+        "vllm.v1.attention.ops": {},
+        "vllm.v1.attention.ops.common": {"cp_lse_ag_out_rs": cp_lse_ag_out_rs},
         "vllm.v1.attention.backends.registry": {
             "AttentionBackendEnum": Place,
             "register_backend": lambda place, path: OVERRIDES.__setitem__(place, path),
