@@ -110,7 +110,10 @@ class FusedAttention(AttentionKernel):
             for call in plan.calls:
                 if graph is not None and call.start:
                     raise EngineError("a graph of this kernel holds decodes only; run other batches without one")
-                self._call(call, q, kv, keys, scale, out, lse, graph)
+                # A captured call is one task whatever it is updated to.
+                parts = call.within(kv.num_blocks, self.group.kernel_block) if graph is None else (call,)
+                for part in parts:
+                    self._call(part, q, kv, keys, scale, out, lse, graph)
             blind = plan.blind[: out.shape[0]] if plan.any_blind or graph is not None else None
         if blind is not None:
             out.masked_fill_(blind[..., None], 0)
@@ -124,9 +127,15 @@ class FusedAttention(AttentionKernel):
 
     def update_graph(self, graph: Graph, plan: Plan) -> None:
         assert isinstance(graph, AscendGraph) and isinstance(plan, FusedPlan)
-        kv_lens = plan.calls[0].kv_lens if plan.calls else []
+        first = plan.calls[0] if plan.calls else None
         for task, call in graph.state.get(self, ()):
-            graph.update(task, call.with_lengths(kv_lens).launch)
+            rows = call.query.shape[0]
+            if first is None or (first.rows, first.queries) != (rows, 1):
+                found = "nothing" if first is None else f"{first.rows} rows of {first.queries} queries"
+                raise EngineError(
+                    f"a graph of {rows} decodes was planned {found}; it runs batches of its own size only"
+                )
+            graph.update(task, call.with_lengths(first.kv_lens).launch)
 
     def _paged_planes(self, kv: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
         """The planes as the operator reads them: [blocks, K, N, D], or [blocks, N, K·D]."""

@@ -48,6 +48,7 @@ class LatentPlan(FusedPlan):
             if rows:
                 call = RowCall(start + begin, start + begin + rows * size, rows, size, lengths)
                 call.table = table.expand(rows, -1).contiguous()
+                call.blocks = self._named(lengths)
                 call.blind = self._any_blind(call)
                 found.append(call)
         return found

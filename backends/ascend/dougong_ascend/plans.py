@@ -7,7 +7,8 @@ ids that are garbage, blocks behind a window, rows without a key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +24,7 @@ class RowCall:
 
     ``table`` [rows, W'] int32 where the call pages; ``slots`` [S] int64 where it reads gathered keys instead.
     ``kv_lens`` by row, counted from the table's first block. ``mask`` [rows, 1, 1, S] bool, True where a single query
-    must not look. ``blind``: some of its queries see nothing.
+    must not look. ``blind``: some of its queries see nothing. ``blocks`` that its rows name together.
     """
 
     start: int
@@ -35,6 +36,30 @@ class RowCall:
     slots: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     blind: bool = False
+    blocks: int = 0
+
+    def within(self, blocks: int, size: int) -> Iterator[RowCall]:
+        """The call, cut so that no part names more than ``blocks`` blocks of ``size`` keys: the operator wants a cache
+        of as many as all rows of a call name, also where they share them."""
+        if self.blocks <= blocks:
+            yield self
+            return
+        first = named = 0
+        for row, kv_len in enumerate(self.kv_lens):
+            needed = -(-kv_len // size)
+            if named and named + needed > blocks:
+                yield self._rows(first, row)
+                first, named = row, 0
+            named += needed
+        yield self._rows(first, self.rows)
+
+    def _rows(self, first: int, last: int) -> RowCall:
+        assert self.table is not None
+        return replace(
+            self, start=self.start + first * self.queries, stop=self.start + last * self.queries, rows=last - first,
+            kv_lens=self.kv_lens[first:last], table=self.table[first:last],
+            mask=None if self.mask is None else self.mask[first:last],
+        )  # fmt: skip
 
 
 def host_lengths(view: GroupView) -> torch.Tensor:
@@ -50,6 +75,7 @@ class FusedPlan(Plan):
         self._index = group.index
         self._block = group.kernel_block
         self._quantized = spec.kv_dtype != spec.dtype
+        self._most_keys = limits.max_kv_len
         rows, width = limits.max_rows, limits.max_blocks
         if spec.window is not None:
             width = min(width, -(-(spec.window - 1) // self._block) + 1)
@@ -70,10 +96,11 @@ class FusedPlan(Plan):
         view = batch.groups[self._index]
         lengths = host_lengths(view)
         kv_lens, cu_q = lengths.tolist(), batch.host_cu_q.tolist()
-        if batch.num_rows > self._table.shape[0] or batch.num_tokens > self.blind.shape[0]:
+        rows, tokens, longest = self._table.shape[0], self.blind.shape[0], max(kv_lens, default=0)
+        if batch.num_rows > rows or batch.num_tokens > tokens or longest > self._most_keys:
             raise EngineError(
-                f"a batch of {batch.num_rows} rows and {batch.num_tokens} tokens; this kernel was made for "
-                f"{self._table.shape[0]} rows and {self.blind.shape[0]} tokens. Raise its Limits."
+                f"a batch of {batch.num_rows} rows and {batch.num_tokens} tokens, {longest} keys in the longest; this "
+                f"kernel was made for {rows} rows, {tokens} tokens and {self._most_keys} keys. Raise its Limits."
             )
         self._mark_blind(batch.blind(self._spec, lengths))
         self.calls = []
@@ -109,7 +136,7 @@ class FusedPlan(Plan):
         width = min(self._width, table.shape[1])
         buffer = self._table[:rows]  # past ``width`` it keeps old ids: the operator reads no entry past a row's keys
         buffer[:, :width].copy_(table[:, :width])
-        call = RowCall(0, rows, rows, 1, host, table=buffer)
+        call = RowCall(0, rows, rows, 1, host, table=buffer, blocks=self._named(host))
         if mask is not None and self._mask is not None:
             call.mask = self._mask[:rows]
             call.mask.copy_(mask)
@@ -124,6 +151,7 @@ class FusedPlan(Plan):
         if self._pages(queries):
             table, mask, call.kv_lens = self._trim(table, lengths, call.kv_lens, queries, table.shape[1])
             call.table = table.contiguous()
+            call.blocks = self._named(call.kv_lens)
             call.mask = mask if queries == 1 else None
         else:
             begin = self._behind(call.kv_lens[0], queries) * self._block
@@ -134,6 +162,10 @@ class FusedPlan(Plan):
             call.slots = table[0].to(torch.int64)[block] * self._block + places % self._block
             call.kv_lens = [call.kv_lens[0] - begin]
         return [call]
+
+    def _named(self, kv_lens: list[int]) -> int:
+        """Blocks that rows of these lengths name."""
+        return sum(-(-n // self._block) for n in kv_lens)
 
     def _behind(self, kv_len: int, queries: int) -> int:
         """Blocks that lie wholly behind the window of a row's first query."""
@@ -163,7 +195,9 @@ class FusedPlan(Plan):
     def _mark_blind(self, marks: torch.Tensor) -> None:
         """Keep ``marks`` [T], of queries that see nothing. A captured graph reads them."""
         found = bool(marks.any())
-        if found or self.any_blind:
+        if self.any_blind:  # the batch before may have been a longer one
+            self.blind.zero_()
+        if found:
             self.blind[: len(marks)].copy_(marks[:, None])
         self.any_blind, self._marks = found, marks
 

@@ -9,9 +9,18 @@ from typing import Any
 
 import torch
 
+from dougong.errors import ConfigError
+
 # Registers torch's device type "npu" and the operators. Installed without CANN it breaks even `import torch`, unless
 # TORCH_DEVICE_BACKEND_AUTOLOAD=0; the probe has looked before anything imports this module.
-import torch_npu
+try:
+    import torch_npu
+except (ImportError, OSError) as _error:
+    raise ImportError(
+        f"torch_npu does not load: {_error}. CANN's libraries are found through `source "
+        "/usr/local/Ascend/ascend-toolkit/set_env.sh`; torch-npu must be of torch's minor version and fit the "
+        "CANN that is installed."
+    ) from _error
 
 __all__ = ["FRACTAL_NZ", "INT_MAX", "FusedCall", "fused_version", "unowned"]
 
@@ -31,8 +40,15 @@ _V2_NAMES = {
 
 
 def fused_version() -> int:
-    """Which fused attention operator to call: 1, or 2 with ``DOUGONG_ASCEND_FIA=2``."""
-    return 2 if os.environ.get("DOUGONG_ASCEND_FIA", "1") == "2" else 1
+    """Which fused attention operator to call: 1, or 2 with ``DOUGONG_ASCEND_FIA=2``.
+
+    Raises:
+        ConfigError: the variable has another value.
+    """
+    asked = os.environ.get("DOUGONG_ASCEND_FIA") or "1"
+    if asked not in ("1", "2"):
+        raise ConfigError(f"DOUGONG_ASCEND_FIA={asked!r}: allowed are 1 and 2, the versions of the fused operator.")
+    return int(asked)
 
 
 def unowned(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,12 +99,13 @@ class FusedCall:
         return FusedCall(self.version, self.query, self.key, self.value, arguments, self.out, self.lse, self.workspace)
 
     def unowned(self) -> FusedCall:
-        """The same call without a claim on the memory that a graph's pool gave. Cache, mask and tables outlive the
-        graph and are kept as they are."""
+        """The same call without a claim on the memory that a graph's pool gave, its workspace included: the pool may
+        give that to the next layer's call, which runs behind this one. Cache, mask and tables outlive the graph and are
+        kept as they are."""
         arguments = dict(self.arguments)
         if arguments.get("query_rope") is not None:
             arguments["query_rope"] = unowned(arguments["query_rope"])
         return FusedCall(
             self.version, unowned(self.query), self.key, self.value, arguments, unowned(self.out), unowned(self.lse),
-            self.workspace,
+            None if self.workspace is None else unowned(self.workspace),
         )  # fmt: skip

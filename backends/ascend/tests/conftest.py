@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from dougong.hal import Backend
     from dougong_ascend.device import AscendDevice
 
+sys.path.insert(0, str(Path(__file__).parent))
 try:
     install()
     MISSING = ""

@@ -10,6 +10,7 @@ import torch
 
 import dougong_ascend
 from dougong import LLM, SamplingParams
+from dougong.errors import DougongError
 from dougong.plugins import load_plugins
 from dougong_ascend.twin import plugin
 from dougong_ascend.twin.settings import settings
@@ -105,6 +106,52 @@ def test_choices_and_captures(model: Path) -> None:
     assert graphs is not None and graphs.mixed == () and graphs.decode
     tokens(llm)
     assert graphs.failed == "" and any(entry.ready for entry in graphs.captured.values())
+
+
+def test_captures_stay_within_the_budget(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers and a chip that holds two captures of them: the smallest batch's and the largest one's."""
+    monkeypatch.setattr("dougong_ascend.graphs._CAPTURE_STREAMS", 6)
+    graphs = engine(model, max_num_seqs=8).engine.runner._parts.graphs
+    assert graphs is not None and graphs.failed == ""
+    assert sorted(key.rows for key, entry in graphs.captured.items() if entry.ready) == [1, 8]
+
+
+def test_a_shared_prefix_keeps_to_the_operator_s_count_of_blocks(
+    model: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that share blocks name more of them together than the cache has: without graphs such calls are cut."""
+    monkeypatch.setattr(settings, "own_blocks", True)
+    long = list(range(3, 99))
+    llm = engine(model, enforce_eager=True, num_kv_blocks=16)
+    first = tokens(llm, [long])
+    assert tokens(llm, [[*long], [*long], [*long]]) == first * 3
+    assert llm.engine.runner._parts.context.caches[0].num_blocks < 3 * -(-len(long) // 16)
+
+
+NAMED = {"attention_provider": "npu fused infer attention"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ({}, {"block_size": 24}, r"(?s)block_size=24.*take other sizes.*nearest"),
+        ({}, {"dtype": "float32"}, "dtype='float32'.*bfloat16, float16"),
+        ({}, {"kv_cache_dtype": "fp8", **NAMED}, "lacks kv_fp8_e4m3"),
+        ({"head_dim": 24}, NAMED, "head_dim=24: multiples of 16 up to 512 .nearest: head_dim=32"),
+        (
+            {"num_attention_heads": 66, "num_key_value_heads": 1, "hidden_size": 1056},
+            NAMED,
+            "66 query heads per kv head: at most 64",
+        ),
+        ({}, {"device_index": 7}, "device_index=7 was asked for; torch_npu sees"),
+    ],
+    ids=str,
+)
+def test_what_cannot_run_is_refused_before_the_first_step(
+    tmp_path: Path, shape: dict[str, Any], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DougongError, match=words):
+        engine(make(tmp_path, **shape), **options)
 
 
 QUESTIONS = (

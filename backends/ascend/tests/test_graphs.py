@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,8 @@ from dougong.hal.reference.attention import ReferenceAttention
 from dougong_ascend.attention import FusedAttention
 from dougong_ascend.latent import LatentAttention, TiledLatentAttention
 from dougong_ascend.layouts import HND_PAGED, LATENT, LATENT_NZ, NHD_PAGED
+from dougong_ascend.plans import FusedPlan
+from dougong_ascend.sdk import FusedCall
 from dougong_ascend.twin import TwinRefusal
 from dougong_ascend.twin.settings import settings
 
@@ -138,6 +141,42 @@ def test_a_graph_of_other_rows_is_refused(backend: Backend) -> None:
     decode.kernel.plan(batch, decode.plan)
     with pytest.raises(EngineError, match="decodes only"), graphs.new().capture():
         decode.step()
+
+
+def test_a_capture_keeps_no_workspace(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool gives a layer's workspace to the next: a capture holds one layer's worth, not every layer's."""
+    taken: list[weakref.ref[torch.Tensor]] = []
+    reserve = FusedCall.reserve
+
+    def watched(call: FusedCall) -> None:
+        reserve(call)
+        assert call.workspace is not None
+        taken.append(weakref.ref(call.workspace))
+
+    monkeypatch.setattr(FusedCall, "reserve", watched)
+    graph = Decode(backend, FusedAttention, SPEC, NHD_PAGED).capture([5, 6, 7], 0)
+    assert [found() for found in taken] == [None, None] and graph.state
+
+
+def test_a_graph_of_another_size_is_not_updated(backend: Backend) -> None:
+    decode = Decode(backend, FusedAttention, SPEC, NHD_PAGED)
+    graph = decode.capture([1, 1, 1], 0)
+    for q_lens, found in (([1, 1], "2 rows of 1 queries"), ([2, 2, 2], "1 rows of 2 queries"), ([0], "nothing")):
+        batch = BatchView.build(q_lens, [9] * len(q_lens), torch.arange(9).reshape(3, 3)[: len(q_lens)], BLOCK, "npu")
+        plan = decode.kernel.new_plan()
+        decode.kernel.plan(batch, plan)
+        with pytest.raises(EngineError, match=f"a graph of 3 decodes was planned {found}"):
+            decode.kernel.update_graph(graph, plan)
+
+
+def test_a_longer_batch_leaves_no_marks(backend: Backend) -> None:
+    decode = Decode(backend, FusedAttention, SPEC, NHD_PAGED)
+    decode.prepare([5, 0, 0], 0)
+    assert (
+        isinstance(decode.plan, FusedPlan) and decode.plan.blind.flatten().tolist() == [False, True, True] + [False] * 5
+    )
+    decode.kernel.plan(BatchView.build([1], [5], torch.arange(3)[None], BLOCK, "npu"), decode.plan)
+    assert not decode.plan.blind.any()
 
 
 def test_captures_are_budgeted(backend: Backend) -> None:

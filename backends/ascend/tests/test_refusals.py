@@ -1,5 +1,5 @@
-"""Every documented refusal: the twin says no, as the device does. That the backend never asks is test_limits.py's and
-test_attention.py's part: there the same rules stand behind every call."""
+"""Every documented refusal: the twin says no, as the device does. That the backend never asks is the part of
+test_never_asked.py, and of test_limits.py and test_attention.py: the same rules stand behind every call there."""
 
 from __future__ import annotations
 
@@ -87,8 +87,14 @@ def mla_nz(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | N
     return mla(**(defaults | changes))
 
 
+def dense(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """A good call of three queries per row over keys without pages."""
+    defaults = {"k": on(2, 9, 2, 32), "block_table": None, "block_size": None, "actual_seq_lengths_kv": [3, 9]}
+    return prompt(**(defaults | changes))
+
+
 @pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("make", [decode, decode8, prompt, mla, mla_nz])
+@pytest.mark.parametrize("make", [decode, decode8, prompt, mla, mla_nz, dense])
 def test_the_good_calls_pass(make: Any, version: int) -> None:
     out, _ = call(version, *make())
     assert not out.isnan().any()
@@ -168,6 +174,35 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (mla_nz, {"key_rope": lambda: on(3, 1, 8, 128, 8)}, "key_rope"),
     (prompt, {"k": lambda: on(3, 2, 2, 128, 16)}, "NZ without query_rope"),
     (mla, {"block_table": None, "block_size": 0, "k": lambda: on(2, 1, 16, 512)}, "without paging"),
+    (mla, {"query_rope": lambda: on(1, 32, 1, 64)}, "differs from the query's"),
+    (mla, {"num_key_value_heads": 2}, "one kv head"),
+    (mla, {"input_layout": "TND", "q": lambda: on(2, 32, 512), "query_rope": lambda: on(2, 32, 64),
+           "actual_seq_lengths": [1, 2]}, "MLA in TND"),
+    (mla, {"atten_mask": lambda: on(2, 1, 1, 32, dtype=torch.bool)}, "takes no mask"),
+    (mla, {"sparse_mode": 4}, "sparse_mode 4"),
+    (decode, {"q": lambda: on(2, 4, 32)}, "3 dimensions in BNSD"),
+    (decode, {"k": lambda: on(3, 1, 1, 16, 2, 32)}, "6 dimensions"),
+    (decode, {"k": lambda: on(3, 4, 16, 32)}, "[blocks, K, N, D]"),
+    (decode, {"q": lambda: on(65537, 1, 1, 16), "num_heads": 1, "num_key_value_heads": 1}, "1 to 65536"),
+    (decode, {"atten_mask": lambda: on(2, 32, 1, 1, dtype=torch.bool)}, "(B, 1, 1, S) or (B, S)"),
+    (decode, {"actual_seq_lengths_kv": [20, 262145], "block_size": 512, "k": lambda: on(3, 512, 64),
+              "block_table": lambda: table(width=513)}, "262144 keys"),
+    (prompt, {"actual_seq_lengths": []}, "as many query lengths"),
+    (prompt, {"actual_seq_lengths": [3, 4]}, "beyond the query"),
+    (prompt, {"actual_seq_lengths_kv": [3, 20971521], "block_table": lambda: table(width=163841)}, "at most 20971520"),
+    (prompt, {"sparse_mode": 0}, "a whole mask"),
+    (prompt, {"sparse_mode": 1, "atten_mask": None}, "1 without a mask"),
+    (prompt, {"sparse_mode": 4, "atten_mask": None, "pre_tokens": 3, "next_tokens": 0}, "4 without a mask"),
+    (prompt, {"sparse_mode": 2, "atten_mask": None}, "2 without a mask"),
+    (dense, {"block_size": 16}, "without block_table"),
+    (dense, {"v": lambda: on(2, 9, 2, 16)}, "differ"),
+    (dense, {"k": lambda: on(2, 9, 64)}, "differ in dimensions"),
+    (dense, {"k": lambda: on(2, 9, 4, 32)}, "key (2, 9, 4, 32)"),
+    (dense, {"k": lambda: on(3, 9, 2, 32)}, "3 rows of keys"),
+    (dense, {"actual_seq_lengths_kv": [3, 10]}, "beyond the keys"),
+    (dense, {"input_layout": "TND", "q": lambda: on(6, 8, 192), "k": lambda: on(9, 8, 192), "num_heads": 8,
+             "num_key_value_heads": 8, "actual_seq_lengths": [3, 6], "sparse_mode": 0, "atten_mask": None},
+     "not modelled by the twin"),
 ]  # fmt: skip
 
 
@@ -198,35 +233,72 @@ def test_first_version_wants_more_latent_heads() -> None:
 
 
 def tnd(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    """A good call of two rows, one behind the other, for either version."""
     defaults = {
-        "q": on(5, 4, 128), "k": on(3, 128, 256), "input_layout": "TND", "block_size": 128, "sparse_mode": 3,
-        "actual_seq_lengths": [2, 5], "actual_seq_lengths_kv": [3, 20],
+        "q": on(5, 8, 192), "k": on(3, 8, 128, 192), "input_layout": "TND", "block_size": 128, "sparse_mode": 3,
+        "num_heads": 8, "num_key_value_heads": 8, "actual_seq_lengths": [2, 5], "actual_seq_lengths_kv": [3, 20],
         "atten_mask": causal_mask(torch.device("npu", 0)),
     }  # fmt: skip
     return decode(**(defaults | changes))
 
 
+SMALL = {"q": lambda: on(5, 4, 128), "k": lambda: on(3, 128, 256), "num_heads": 4, "num_key_value_heads": 2}
+
+
 @pytest.mark.parametrize(
-    ("changes", "rule"),
+    ("versions", "changes", "rule"),
     [
-        ({"actual_seq_lengths": None}, "prefix sums on the host"),
-        ({"actual_seq_lengths": [3, 2]}, "do not fall"),
-        ({"actual_seq_lengths": [2, 4]}, "end at 4"),
-        ({"actual_seq_lengths_kv": [3]}, "per row"),
-        ({"q": lambda: on(5, 4, 64), "k": lambda: on(3, 128, 128)}, "128 or 192"),
-        ({"sparse_mode": 2}, "0, 3 or 4"),
-        ({"learnable_sink": lambda: on(4, dtype=torch.float32)}, "bfloat16"),
-        ({"learnable_sink": lambda: on(3)}, "(N,)"),
+        ((1, 2), {"actual_seq_lengths": None}, "prefix sums on the host"),
+        ((1, 2), {"actual_seq_lengths": [3, 2]}, "do not fall"),
+        ((1, 2), {"actual_seq_lengths": [2, 4]}, "end at 4"),
+        ((1, 2), {"actual_seq_lengths_kv": [3]}, "per row"),
+        ((1, 2), {"q": lambda: on(5, 8, 64), "k": lambda: on(3, 8, 128, 64)}, "192"),
+        ((1, 2), {"sparse_mode": 2}, "0, 3 or 4"),
+        ((1, 2), {"actual_seq_lengths_kv": [2, 20]}, "fewer queries than keys"),
+        ((1, 2), {"q": lambda: on(5, 8, 192, dtype=torch.float16),
+                  "k": lambda: on(3, 8, 128, 192, dtype=torch.float16)}, "bfloat16 only"),
+        ((1,), SMALL, "TND with head dim 128: 192"),
+        ((1,), {"k": lambda: on(3, 4, 128, 192), "num_key_value_heads": 4}, "8 over 4 heads: as many"),
+        ((1,), {"q": lambda: on(65537, 1, 192), "num_heads": 1, "num_key_value_heads": 1,
+                "actual_seq_lengths": [2, 65537]}, "at most 65536"),
+        ((2,), {**SMALL, "q": lambda: on(4097, 4, 128), "actual_seq_lengths": list(range(1, 4098))}, "at most 4096"),
+        ((2,), {**SMALL, "learnable_sink": lambda: on(4, dtype=torch.float32)}, "bfloat16"),
+        ((2,), {**SMALL, "learnable_sink": lambda: on(3)}, "(N,)"),
+        ((2,), {"learnable_sink": lambda: on(8)}, "head dim 192: at most 128"),
+        ((1, 2), {"k": lambda: on(3, 8, 128, 192, dtype=torch.int8), "key_antiquant_scale": lambda: on(1),
+                  "value_antiquant_scale": lambda: on(1)}, "TND with antiquant"),
     ],
-)
-def test_tnd(changes: dict[str, Any], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_tnd(versions: tuple[int, ...], changes: dict[str, Any], rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {name: value() if callable(value) else value for name, value in changes.items()}
+    small = {name: value() if callable(value) else value for name, value in SMALL.items()}
     with pytest.raises(TwinRefusal, match="contradict"):
         call(2, *tnd())
     monkeypatch.setattr(settings, "tnd_paging", True)
-    call(2, *tnd(learnable_sink=on(4)))
-    with pytest.raises(TwinRefusal, match=rule.replace("(", r"\(").replace(")", r"\)")):
-        call(2, *tnd(**made))
+    call(2, *tnd(**small, learnable_sink=on(4)))
+    for version in versions:
+        call(version, *tnd())
+        with pytest.raises(TwinRefusal, match=re.escape(rule)):
+            call(version, *tnd(**made))
+
+
+def test_tnd_of_a_million_tokens() -> None:
+    from dougong_ascend.twin.fused_rules import Request, _tnd
+
+    q = torch.empty((1 << 20) + 1, 4, 128, dtype=BF16, device="meta")
+    request = Request(2, q, q, q, dict(num_heads=4, num_key_value_heads=2), batch=1, dim=128)
+    with pytest.raises(TwinRefusal, match="at most 1048576"):
+        _tnd(request)
+
+
+def test_a_cache_of_fewer_blocks_than_its_rows_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = decode(k=on(2, 16, 64), actual_seq_lengths_kv=[3, 20])
+    call(1, *few)  # as vllm-ascend's rows with a common prefix do
+    monkeypatch.setattr(settings, "own_blocks", True)
+    call(1, *decode())
+    with pytest.raises(TwinRefusal, match="2 blocks for rows of 3 together"):
+        call(1, *few)
 
 
 def test_sinks_want_tnd() -> None:
@@ -246,6 +318,8 @@ SCATTER: list[tuple[dict[str, Any], str]] = [
     ({"mode": "PA_NZ"}, "in mode PA_NZ"),
     ({"mode": "nd"}, "cache_mode"),
     ({"cache": torch.zeros(3, 16, 2, 16, dtype=BF16)}, "a cache"),
+    ({"cache": torch.zeros(3, 16, 64, dtype=BF16)}, "four dimensions"),
+    ({"k": torch.zeros(3, 64, dtype=BF16)}, "three dimensions"),
 ]
 
 
@@ -276,14 +350,60 @@ def test_schemas_are_the_real_ones() -> None:
     [
         ("npu_rms_norm", lambda: (on(3, 32), on(32, dtype=torch.float32)), "gamma in"),
         ("npu_rms_norm", lambda: (on(3, 32), on(16)), "gamma"),
+        ("npu_rms_norm", lambda: (on(3, 64)[:, ::2], on(32)), "not contiguous"),
         ("npu_rms_norm", lambda: (on(3, 32, dtype=torch.float64), on(32, dtype=torch.float64)), "float32"),
         ("npu_rotary_mul", lambda: (on(3, 2, 32), on(1, 3, 1, 32), on(1, 3, 1, 32)), "four dimensions"),
         ("npu_rotary_mul", lambda: (on(1, 3, 2, 896), on(1, 3, 1, 896), on(1, 3, 1, 896)), "below 896"),
         ("npu_rotary_mul", lambda: (on(1, 3, 2, 32), on(1, 3, 1, 16), on(1, 3, 1, 16)), "r1"),
         ("npu_rotary_mul", lambda: (on(1, 3, 1000, 32), on(1, 3, 1, 32), on(1, 3, 1, 32)), "below 1000"),
         ("npu_swiglu", lambda: (on(3, 33),), "even"),
+        ("npu_swiglu", lambda: (on(3, 32, dtype=torch.int32),), "floats"),
+        ("npu_rms_norm", lambda: (on(0, 32), on(32)), "empty"),
+        ("npu_gemma_rms_norm", lambda: (on(3, 32), on(32, dtype=torch.float32)), "gamma in"),
+        ("npu_add_rms_norm", lambda: (on(3, 32), on(2, 32), on(32)), "both addends alike"),
+        ("npu_add_rms_norm", lambda: (on(3, 32), on(3, 32), on(16)), "gamma"),
+        ("npu_rotary_mul", lambda: (on(1, 3, 2, 31), on(1, 3, 1, 31), on(1, 3, 1, 31)), "even"),
+        ("npu_rotary_mul", lambda: (on(1, 3, 2, 32), on(1, 3, 1, 32, dtype=torch.float32),
+                                    on(1, 3, 1, 32, dtype=torch.float32)), "one dtype"),
+        ("npu_rotary_mul", lambda: (on(1000, 1, 1, 32), on(1, 1, 1, 32), on(1, 1, 1, 32)), "below 1000"),
+        ("npu_rotary_mul", lambda: (on(600, 1, 2, 32), on(1, 1, 1, 32), on(1, 1, 1, 32), "interleave"), "B·N"),
+        ("npu_rotary_mul", lambda: (on(2, 3, 2, 32), on(2, 3, 1, 32), on(2, 3, 1, 32), "interleave"), "r1"),
+        ("npu_rotary_mul", lambda: (on(1, 3, 2, 32), on(1, 3, 1, 32), on(1, 3, 1, 32), "quarter"), "rotary_mode"),
+        ("npu_format_cast", lambda: (on(3, 32), 3), "format 3"),
+        ("npu_format_cast", lambda: (on(3, 33), 29), "no tile"),
     ],
-)
+)  # fmt: skip
 def test_other_operators(op: str, arguments: Any, rule: str) -> None:
     with pytest.raises(TwinRefusal, match=rule):
         getattr(torch.ops.npu, op)(*arguments())
+
+
+def test_what_a_graph_refuses() -> None:
+    """No wait and no task group outside a capture, and a captured call owns its workspace."""
+    npu: Any = torch.get_device_module("npu")
+    with pytest.raises(TwinRefusal, match="wait for ever"):
+        npu.ExternalEvent().wait(npu.current_stream())
+    with pytest.raises(TwinRefusal, match="no capture is under way"):
+        npu.graph_task_group_begin(npu.current_stream())
+    q, k, _, arguments = decode()
+    graph = npu.NPUGraph()
+    graph.capture_begin()
+    try:
+        with pytest.raises(TwinRefusal, match="a workspace of its own"):
+            torch.ops.npu.npu_fused_infer_attention_score.out(
+                q, k, k, **arguments, attention_out=torch.empty_like(q), softmax_lse=on(1, dtype=torch.float32)
+            )
+    finally:
+        graph.capture_end()
+
+
+def test_outputs_that_do_not_fit() -> None:
+    q, k, _, arguments = decode(softmax_lse_flag=True)
+    sums = on(2, 4, 1, 1, dtype=torch.float32)
+    for out, lse, rule in (
+        (on(2, 4, 1, 16), sums, "attention_out (2, 4, 1, 16)"), (q.to(torch.float16), sums, "attention_out's dtype"),
+        (torch.empty_like(q), on(2, 4, dtype=torch.float32), "softmax_lse (2, 4)"),
+        (torch.empty_like(q), on(2, 4, 1, 1), "softmax_lse's dtype"),
+    ):  # fmt: skip
+        with pytest.raises(TwinRefusal, match=re.escape(rule)):
+            torch.ops.npu.npu_fused_infer_attention_score.out(q, k, k, **arguments, attention_out=out, softmax_lse=lse)

@@ -60,7 +60,8 @@ class _Fused:
 
     def _request(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kwargs: dict[str, Any]) -> Request:
         named = _DEFAULTS | {_FIRST_NAMES.get(name, name): value for name, value in kwargs.items()}
-        request = Request(self._version, q, k, v, named, tnd_paging=settings.tnd_paging)
+        lets = {"tnd_paging": settings.tnd_paging, "own_blocks": settings.own_blocks}
+        request = Request(self._version, q, k, v, named, **lets)
         require("310P" not in settings.soc, request.label, "not on 310P")
         check(request, self._device)
         return request

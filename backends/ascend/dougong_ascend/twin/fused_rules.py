@@ -18,6 +18,8 @@ __all__ = ["Request", "check"]
 _FLOATS = (torch.float16, torch.bfloat16)
 _MASKS = (torch.bool, torch.int8, torch.uint8)
 _INT32 = 2**31 - 1
+#: Longest row of several queries, and of its keys.
+_MOST_KEYS = 20971520
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Request:
     value: torch.Tensor
     kwargs: dict[str, Any]
     tnd_paging: bool = False
+    own_blocks: bool = False
     batch: int = 0
     q_size: int = 0
     dim: int = 0
@@ -182,6 +185,11 @@ def _paging(r: Request) -> None:
     require(block > 0, r.label, "block_size is 0")
     needed = [-(-n // block) for n in r.kv_lens]
     require(table.shape[1] >= max(needed), r.label, f"{table.shape[1]} table entries, {max(needed)} blocks in a row")
+    require(
+        not r.own_blocks or key.shape[0] >= sum(needed),
+        r.label,
+        f"a cache of {key.shape[0]} blocks for rows of {sum(needed)} together",
+    )
     require(key.shape == value.shape, r.label, f"key {tuple(key.shape)} and value {tuple(value.shape)} differ")
     require(key.numel() <= _INT32, r.label, f"a cache of {key.numel()} elements: at most 2^31 - 1")
     require(key.dim() in (3, 4, 5), r.label, f"a paged cache of {key.dim()} dimensions: the twin models 3 to 5")
@@ -252,6 +260,8 @@ def _one_query(r: Request) -> None:
 
 
 def _many_queries(r: Request) -> None:
+    longest = max(r.q_size, *r.kv_lens)
+    require(longest <= _MOST_KEYS, r.label, f"{longest} queries or keys: at most {_MOST_KEYS}")
     require(
         r.key.dtype != torch.int8, r.label, "int8 keys under several queries: not with paging, and not modelled else"
     )
@@ -296,7 +306,15 @@ def _latent(r: Request) -> None:
 
 def _tnd(r: Request) -> None:
     require(r.query.dtype == torch.bfloat16, r.label, "TND: bfloat16 only")
-    require(r.dim in (128, 192), r.label, f"TND with head dim {r.dim}: 128 or 192")
+    dims, tokens = ((192,), 65536) if r.version == 1 else ((128, 192), 1 << 20)
+    allowed = " or ".join(map(str, dims))
+    require(r.dim in dims, r.label, f"TND with head dim {r.dim}: {allowed}")
+    require(r.query.shape[0] <= tokens, r.label, f"TND with {r.query.shape[0]} tokens: at most {tokens}")
+    if r.version == 1:
+        alike = r.num_heads == r.kv_heads and r.num_heads in (8, 16, 32, 64, 128)
+        require(alike, r.label, f"TND with {r.num_heads} over {r.kv_heads} heads: as many, and 8, 16, 32, 64 or 128")
+    else:
+        require(r.batch <= 4096, r.label, f"TND with {r.batch} rows: at most 4096")
     require(r.tnd_paging or not r.paged, r.label, "TND with paging: the documents contradict one another")
     require(
         r.actual_seq_lengths_kv is not None and len(r.actual_seq_lengths_kv) == r.batch,
@@ -304,6 +322,9 @@ def _tnd(r: Request) -> None:
         "TND: a kv length per row",
     )
     require(r.sparse_mode in (0, 3, 4), r.label, f"TND with sparse_mode {r.sparse_mode}: 0, 3 or 4")
+    if r.sparse_mode == 3:
+        fewer = all(queries < keys for queries, keys in zip(r.q_lens, r.actual_seq_lengths_kv))
+        require(fewer, r.label, "TND with sparse_mode 3: fewer queries than keys in every row")
 
 
 def _sink(r: Request) -> None:
