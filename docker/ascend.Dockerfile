@@ -22,11 +22,14 @@ RUN python3 -m venv /opt/dougong \
 
 FROM ${BASE}
 RUN useradd --create-home --home-dir /var/lib/dougong --uid 10001 dougong \
-    && install --directory --owner dougong /var/lib/dougong/models
+    && install --directory --owner dougong /var/lib/dougong/models /var/lib/dougong/.cache
 COPY --from=build /opt/dougong /opt/dougong
+# CANN's logs and what it compiles: beside a read-only root they would have no place.
 ENV PATH=/opt/dougong/bin:$PATH \
     DOUGONG_BACKEND=ascend \
-    HF_HOME=/var/lib/dougong/models
+    HF_HOME=/var/lib/dougong/models \
+    ASCEND_CACHE_PATH=/var/lib/dougong/.cache \
+    ASCEND_WORK_PATH=/var/lib/dougong/.cache
 USER 10001
 WORKDIR /var/lib/dougong
 EXPOSE 8000

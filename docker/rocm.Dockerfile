@@ -1,8 +1,8 @@
 # dougong on AMD GPUs. torch's wheels bring ROCm's libraries; Triton builds its launcher with gcc at run time.
 #
 #   docker build --file docker/rocm.Dockerfile --tag dougong:rocm .
-#   docker run --device /dev/kfd --device /dev/dri --group-add video --group-add render --ipc host \
-#       --publish 8000:8000 dougong:rocm MODEL
+#   docker run --device /dev/kfd --device /dev/dri --group-add video \
+#       --group-add $(getent group render | cut -d: -f3) --ipc host --publish 8000:8000 dougong:rocm MODEL
 ARG BASE=rocm/dev-ubuntu-24.04:7.1.1
 
 FROM ${BASE} AS build

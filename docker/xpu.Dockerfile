@@ -1,7 +1,8 @@
 # dougong on Intel GPUs. The base has the compiler that Triton calls and Level Zero's loader; libze-intel-gpu1 is the user part of the driver.
 #
 #   docker build --file docker/xpu.Dockerfile --tag dougong:xpu .
-#   docker run --device /dev/dri --group-add render --ipc host --publish 8000:8000 dougong:xpu MODEL
+#   docker run --device /dev/dri --group-add $(getent group render | cut -d: -f3) --ipc host --publish 8000:8000 \
+#       dougong:xpu MODEL
 ARG BASE=intel/deep-learning-essentials:2025.3.2-0-devel-ubuntu24.04
 
 FROM ${BASE} AS build

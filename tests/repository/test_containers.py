@@ -102,6 +102,14 @@ def test_compose_files(path: Path) -> None:
         assert (ROOT / build["dockerfile"]).name == f"{name}.Dockerfile"
         assert any(str(volume).startswith("models:") for volume in service["volumes"])
         assert service.get("profiles") == ([name] if fleet else None)
+        env = " ".join(rest for word, rest in last_stage(name) if word == "ENV")
+        compiled = re.findall(r"TRITON_CACHE_DIR=(\S+)", env)
+        writable = [mount for mount in service["tmpfs"] if mount.endswith(":exec")]
+        assert writable == [f"{place}:exec" for place in compiled], "shared libraries are loaded from there alone"
+        # The group's number is the host's, its name is not in every image.
+        assert (name in ("rocm", "xpu")) == any("RENDER_GID" in group for group in service.get("group_add", ()))
+        for place in re.findall(r"ASCEND_\w+_PATH=(\S+)", env):
+            assert place in service["tmpfs"], "the root is read-only"
     assert "models" in document["volumes"]
 
 

@@ -36,7 +36,8 @@ def probe(
         return Probe(
             ok=False,
             reason="/dev/kfd may not be opened by this user",
-            remedy="Add the user to the groups render and video; in a container, pass --group-add=render.",
+            remedy="Add the user to the groups render and video; in a container, pass the render group's number on the "
+            "host: --group-add=$(getent group render | cut -d: -f3).",
         )
     targets = seen_targets(root)
     able = [name for name in targets if gfx_target(name) is not None]

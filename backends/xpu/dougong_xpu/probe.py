@@ -37,7 +37,8 @@ def probe(
         return Probe(
             ok=False,
             reason=f"/dev/dri/{nodes[0].name} is missing or may not be opened by this user",
-            remedy="Add the user to the group render; in a container, pass --device=/dev/dri --group-add=render.",
+            remedy="Add the user to the group render; in a container, pass --device=/dev/dri and the group's number "
+            "on the host: --group-add=$(getent group render | cut -d: -f3).",
         )
     if not any((root / folder / "libze_loader.so.1").exists() for folder in _LOADERS):
         return Probe(
