@@ -230,7 +230,7 @@ def test_captured_plan_follows_new_batches_and_refuses_larger_ones(device: str) 
 
 
 def test_a_capture_pins_the_plan_on_any_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device's own module says that a graph is being captured, XPU's too: replays keep to the capture's launches."""
+    """The device's own module says that a graph is being captured, XPU's too: replays keep to its launches."""
     module = torch.get_device_module(device)
     a = attention(shape(), device)
     plan = a.new_plan()

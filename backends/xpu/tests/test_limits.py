@@ -92,8 +92,8 @@ def test_a_library_that_is_missing_or_does_not_load(
 class _Old:
     """An operator with other arguments than those that are used here."""
 
-    class default:  # noqa: N801 - torch's name
-        class _schema:  # noqa: N801
+    class default:
+        class _schema:
             arguments = (SimpleNamespace(name="q"), SimpleNamespace(name="softcap"))
 
 
