@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from html import escape
 from typing import Any
 
@@ -249,6 +249,12 @@ def _kernel(kernel: dict[str, Any]) -> str:
     return f"{kernel['provider']} (plugin {' '.join((kernel['plugin'], kernel.get('version', ''))).strip()})"
 
 
+def _providers(cases: list[dict[str, Any]]) -> str:
+    """Whose code passed how many cases: where a backend's own kernels refuse, the core's reference may answer."""
+    found = Counter(case["provider"] for case in cases if case["outcome"] == "PASS" and case.get("provider"))
+    return ", ".join(f"{name}: {count:,}" for name, count in found.most_common()) or "nobody"
+
+
 def _fuzzing(search: dict[str, Any]) -> str:
     return f"{search['examples']} examples, {'one failed' if search['failed'] else 'none failed'}"
 
@@ -259,6 +265,7 @@ def _environment(report: dict[str, Any]) -> str:
         "device": f"{environment.get('device', '')} ({environment.get('device_type', '')})",
         "plugin": f"{environment.get('plugin', '')} {environment.get('version', '')}",
         "kernels": ", ".join(map(_kernel, environment.get("kernels", []))) or "the core's reference",
+        "answered by": _providers(report["cases"]),
         "left out": ", ".join(environment.get("left_out", [])) or "no other plugin's kernels were on offer",
         "layouts": ", ".join(layout["name"] for layout in environment.get("layouts", [])),
         "torch": environment.get("torch", ""),

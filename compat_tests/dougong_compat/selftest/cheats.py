@@ -215,9 +215,11 @@ _ALSO = ("L2/metamorphic/paging/decode-h4k1-d64", "L2/plan-reuse/decode-tables-h
 
 
 def verdict_on(name: str, timeout: float = 6.0) -> tuple[str, str]:
-    """(verdict word, why) over a few cases with floors set to their number."""
-    from dougong_compat.cases import collect_all
+    """(verdict word, why) over a few cases with floors set to their number. The first that fails decides; one more must
+    be answered after it (else BROKEN): what a bad backend did must not end the run."""
+    from dougong_compat.cases import collect_all, find_case
     from dougong_compat.manifest import Manifest, find
+    from dougong_compat.outcome import Outcome, Result
     from dougong_compat.pool import Target, Worker
     from dougong_compat.run import Runner
 
@@ -229,10 +231,16 @@ def verdict_on(name: str, timeout: float = 6.0) -> tuple[str, str]:
         manifest = find({**facts, "backend": "honest-tiled"}, None, ())
         if name == "cheat-declares-nothing":
             manifest = Manifest(name, {}, frozenset())
-        results = list(Runner(worker, manifest, datetime.date(2026, 1, 1)).run(cases))
-    bad = [result for result in results if result.outcome.bad]
-    if bad:
-        return "NOT", f"{bad[0].outcome.value} {bad[0].case_id}: {bad[0].message}"
+        runner = Runner(worker, manifest, datetime.date(2026, 1, 1))
+        results: list[Result] = []
+        for case in cases:
+            results += runner.run([case])
+            if results[-1].outcome.bad:
+                bad, next_case = results[-1], find_case("L0/device/dtypes")
+                assert next_case is not None
+                after = runner.run([next_case])[0].outcome
+                word = "BROKEN" if after in (Outcome.CRASH, Outcome.TIMEOUT) else "NOT"
+                return word, f"{bad.outcome.value} {bad.case_id}: {bad.message}"
     problems = manifest.problems(datetime.date(2026, 1, 1))
     if problems:
         return "INVALID", problems[0]
