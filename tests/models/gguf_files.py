@@ -22,18 +22,26 @@ _LAYER = {
     "mlp.down_proj": "ffn_down",
     "self_attn.qkv_proj": "attn_qkv",  # Phi-3's
     "mlp.gate_up_proj": "ffn_up",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+}
+#: Gemma's norms.
+_SANDWICH = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
 }
 _TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, gemma: bool = False) -> str:
     if name in _TOP:
         return _TOP[name]
     if name == "lm_head.weight":
         return "output.weight"
     _, _, index, rest = name.split(".", 3)
     stem, _, kind = rest.rpartition(".")
-    return f"blk.{index}.{_LAYER[stem]}.{kind}"
+    return f"blk.{index}.{({**_LAYER, **_SANDWICH} if gemma else _LAYER)[stem]}.{kind}"
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -47,13 +55,14 @@ def write_gguf(
     kind: str,
     *,
     architecture: str = "llama",
-    values: Mapping[str, float] | None = None,
+    values: Mapping[str, Any] | None = None,
     vectors: Mapping[str, torch.Tensor] | None = None,
     **metadata: Any,
 ) -> None:
-    """A transformers Llama (or Phi-3) as a GGUF file; matrices in block format ``kind``, the embedding in F16, norms in
-    F32. ``values`` go into the metadata, ``vectors`` among the tensors."""
+    """A transformers model as a GGUF file, as ggml's converter for ``architecture`` writes it; matrices in block format
+    ``kind``, the embedding in F16, norms in F32. ``values`` go into the metadata, ``vectors`` among the tensors."""
     config = model.config
+    gemma, permuted = architecture.startswith("gemma"), architecture in ("llama", "mistral")
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -62,11 +71,13 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     for key, value in metadata.items():
         writer.add_uint32(f"{architecture}.{key}", value)
     for key, value in (values or {}).items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+        add: Any = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}[value.__class__]
+        add(key, value)
     _add_tokenizer(writer, config)
     for name, vector in (vectors or {}).items():
         writer.add_tensor(name, vector.numpy().astype(np.float32))
@@ -74,17 +85,19 @@ def write_gguf(
     for name, weight in model.state_dict().items():
         if tied and name == "lm_head.weight":
             continue
-        if ".q_proj." in name:
+        if gemma and name.endswith("norm.weight"):
+            weight = weight + 1
+        if permuted and ".q_proj." in name:
             weight = interleave(weight, config.num_attention_heads)
-        elif ".k_proj." in name:
+        elif permuted and ".k_proj." in name:
             weight = interleave(weight, config.num_key_value_heads)
         values = weight.float().numpy()
         stored = "F32" if values.ndim == 1 else "F16" if "embed" in name else kind
         type = gguf.GGMLQuantizationType[stored]
         if stored in ("F32", "F16"):
-            writer.add_tensor(gguf_name(name), values.astype({"F32": np.float32, "F16": np.float16}[stored]))
+            writer.add_tensor(gguf_name(name, gemma), values.astype({"F32": np.float32, "F16": np.float16}[stored]))
         else:
-            writer.add_tensor(gguf_name(name), gguf.quants.quantize(values, type), raw_dtype=type)
+            writer.add_tensor(gguf_name(name, gemma), gguf.quants.quantize(values, type), raw_dtype=type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

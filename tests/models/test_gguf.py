@@ -142,6 +142,11 @@ def test_large_files_are_read_where_they_lie(
     # The folder is still one that transformers reads, the weights too.
     assert get_tokenizer(loaded.path, vocab_size=97).eos_token_id == 2
     assert (loaded.path / "tiny.gguf").samefile(path)
+    again = load(loaded.path)
+    assert torch.equal(PagedModel(again.model, backend).run(TOKENS, (9,)), want)
+    (tmp_path / "there").mkdir()
+    moved = path.rename(tmp_path / "there" / "tiny.gguf")
+    assert load(moved).path == loaded.path and (loaded.path / "tiny.gguf").samefile(moved)
 
 
 @pytest.mark.parametrize("keep", [3, 200, b"tokenizer.ggml.token_type", 20_000, -40], ids=str)
@@ -289,3 +294,50 @@ def test_phi_3_s_factors_for_short_and_long_texts(
     write_gguf(path, model, "F32", architecture="phi3", vectors={"rope_factors_short.weight": torch.tensor(short)})
     with pytest.raises(ModelLoadError, match="short and long factors belong together"):
         load(path)
+
+
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 4}
+GEMMA_VALUES = {"attention.key_length": 16, "attention.sliding_window": 4}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
+    "mistral": ("Mistral", {"sliding_window": 4}, {"attention.sliding_window": 4}),
+    "qwen2": ("Qwen2", {}, {}),
+    "qwen3": ("Qwen3", {"head_dim": 24}, {"attention.key_length": 24}),
+    "gemma2": (
+        "Gemma2",
+        {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+        {**GEMMA_VALUES, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            **GEMMA, "num_hidden_layers": 7, "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 50000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        {**GEMMA_VALUES, "rope.scaling.factor": 2.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture(
+    architecture: str, tmp_path: Path, backend: Backend, load: Callable[..., LoadedModel]
+) -> None:
+    kind, changes, values = ARCHITECTURES[architecture]
+    model = half_embedding(save_model(tmp_path / "plain", kind, **{**SIZES, "tie_word_embeddings": True, **changes}))
+    path = tmp_path / "tiny.gguf"
+    given: dict[str, Any] = {f"{architecture}.{key}": value for key, value in values.items()}
+    if architecture == "gemma3":
+        given["gemma3.rope.scaling.type"] = "linear"
+    write_gguf(path, model, "F32", architecture=architecture, values=given)
+    same_logits(path, model, backend, load, 2e-4)
+
+
+def test_names_that_are_no_text_are_reported(llama: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, llama, "F16")
+    path.write_bytes(path.read_bytes().replace(b"blk.0.attn_k.weight", b"blk.0.attn_\xff.weight"))
+    with pytest.raises(ModelLoadError, match="truncated or corrupt"):
+        resolve_model(str(path))

@@ -74,7 +74,7 @@ def unpack_gguf(path: Path, *, weights: bool = True) -> Path:
                 if not is_unpacked(folder):
                     _make(path, folder, weights)
         if not weights:
-            _link(path, folder / path.name)
+            _link(path, folder / f"{path.stem}.gguf")
     except OSError as error:
         raise ModelLoadError(
             f"cannot unpack {path} into {folder}: {error}. Make room there, or set DOUGONG_CACHE to another directory."

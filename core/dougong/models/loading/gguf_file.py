@@ -75,11 +75,11 @@ class GGUFFile:
             )
         num_tensors, num_values = self._scalar("<Q"), self._scalar("<Q")
         for _ in range(num_values):
-            key = self._string()
+            key = self._name()
             self.metadata[key] = self._value(self._scalar("<I"))
         entries = []
         for _ in range(num_tensors):
-            name = self._string()
+            name = self._name()
             rank = self._scalar("<I")
             if rank > 8:
                 raise ModelLoadError(f"{self.path} is corrupt: tensor {name!r} claims {rank} dimensions.")
@@ -111,6 +111,11 @@ class GGUFFile:
         text = self._map[self._at : end].decode("utf-8", "surrogateescape")
         self._at = end
         return text
+
+    def _name(self) -> str:
+        name = self._string()
+        name.encode()  # unlike a token's, its bytes are whole characters
+        return name
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

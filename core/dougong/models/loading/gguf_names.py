@@ -230,9 +230,9 @@ def _single_factors(
     }
 
 
-def _gemma_scalar(arch: str, config: Mapping[str, Any]) -> float:
+def _gemma_scalar(arch: str, config: Mapping[str, Any]) -> int:
     """GGUF does not say it: the 27B models scale by hidden size over heads, the others by the head size."""
     biggest = {"gemma2": 46, "gemma3": 62}[arch]
     if config["num_hidden_layers"] == biggest:
-        return float(config["hidden_size"] // config["num_attention_heads"])
-    return float(config["head_dim"])
+        return int(config["hidden_size"] // config["num_attention_heads"])
+    return int(config["head_dim"])

@@ -52,7 +52,7 @@ def resolve_model(name: str, *, revision: str | None = None, weights: bool = Tru
         return _from_modelscope(name.removeprefix(MODELSCOPE).lstrip("/"), revision, weights)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, weights)
     if path.is_file():
         if path.suffix == ".gguf":
             return _from_gguf(path)
@@ -84,10 +84,10 @@ def _from_gguf(path: Path) -> ModelFiles:
     return ModelFiles(unpack_gguf(path, weights=unpacked), path, unpacked)
 
 
-def _from_folder(folder: Path) -> ModelFiles:
-    if (folder / "config.json").is_file():
-        return ModelFiles(folder)
+def _from_folder(folder: Path, weights: bool) -> ModelFiles:
     files = sorted(folder.glob("*.gguf"))
+    if (folder / "config.json").is_file() and not (weights and files and not any(folder.glob("*.safetensors"))):
+        return ModelFiles(folder)
     if len(files) == 1:
         return _from_gguf(files[0])
     if files:
@@ -112,7 +112,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> ModelFiles:
             f"{str(error).splitlines()[0] if str(error) else 'no message'}. Without a network, name a local folder or "
             f".gguf file, or an alias ({', '.join(ALIASES)})."
         ) from error
-    return _from_folder(Path(folder))
+    return _from_folder(Path(folder), weights)
 
 
 def _from_modelscope(name: str, revision: str | None, weights: bool) -> ModelFiles:
@@ -128,4 +128,4 @@ def _from_modelscope(name: str, revision: str | None, weights: bool) -> ModelFil
             f"model {name!r} could not be fetched from ModelScope: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else 'no message'}. Is it the id there, and is there a network?"
         ) from error
-    return _from_folder(Path(folder))
+    return _from_folder(Path(folder), weights)
