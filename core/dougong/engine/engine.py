@@ -15,6 +15,7 @@ from dougong.engine.completion import Completion, RequestGroup
 from dougong.engine.grammars import GrammarCompiler
 from dougong.engine.kv_transfer import open_transfer
 from dougong.engine.logprobs import LogprobReader
+from dougong.engine.policies import find_policy
 from dougong.engine.prompt import Prompt, PromptReader
 from dougong.engine.stats import EngineStats
 from dougong.errors import DeviceLostError, EngineError, InvalidRequestError
@@ -23,7 +24,7 @@ from dougong.execution.runner import first_line
 from dougong.kv import KVCacheManager
 from dougong.models import get_tokenizer
 from dougong.plugins import Plugins, StepRecord, load_plugins
-from dougong.scheduling import Request, Scheduler, SchedulerConfig, StepPlan, TokenEvent
+from dougong.scheduling import POLICIES, Request, Scheduler, SchedulerConfig, StepPlan, TokenEvent
 from dougong.types import FinishReason, RequestOutput, RequestTimes, SamplingParams
 
 __all__ = ["Engine"]
@@ -64,6 +65,7 @@ class Engine:
     def __init__(self, config: EngineConfig, *, plugins: Plugins | None = None, runner: ModelRunner | None = None):
         self.config = config
         self.plugins = plugins if plugins is not None else load_plugins()
+        policy = find_policy(config.scheduling_policy, self.plugins)
         self.runner = runner if runner is not None else ModelRunner(config, plugins=self.plugins)
         if config.warm_up:
             self.runner.warm_up()
@@ -80,10 +82,11 @@ class Engine:
                 max_num_batched_tokens=self.runner.max_num_batched_tokens,
                 max_model_len=self.max_model_len,
                 enable_chunked_prefill=config.enable_chunked_prefill,
-                policy=config.scheduling_policy,
+                policy=config.scheduling_policy if config.scheduling_policy in POLICIES else "fcfs",
                 long_prefill_threshold=config.long_prefill_token_threshold,
             ),
             self.kv,
+            policy=policy,
             gate=None if self.transfer is None else self.transfer.admit,
         )
         self.tokenizer = None if config.skip_tokenizer_init else self._load_tokenizer()

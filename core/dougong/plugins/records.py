@@ -155,7 +155,8 @@ class QuantizationSpec(_Targeted):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSpec(_Targeted):
-    """A scheduling policy: ``target`` names a ``dougong.scheduling.Policy`` subclass."""
+    """A scheduling policy: ``name`` as given to ``scheduling_policy=``, ``target`` a ``dougong.scheduling.Policy``: a
+    function (request, order of arrival, step, config) -> (rank, order of arrival); the lowest goes first."""
 
     name: str
     abi: Abi

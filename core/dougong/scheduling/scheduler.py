@@ -255,8 +255,9 @@ class Scheduler:
     def describe(self) -> dict[str, object]:
         """Limits and the KV cache's shape as plain values, for a report such as ``dougong doctor``."""
         config = self.config
+        own = self._policy is POLICIES[config.policy]
         return {
-            "policy": config.policy,
+            "policy": config.policy if own else getattr(self._policy, "__name__", repr(self._policy)),
             "max_num_seqs": config.max_num_seqs,
             "max_num_batched_tokens": config.max_num_batched_tokens,
             "max_model_len": config.max_model_len,
