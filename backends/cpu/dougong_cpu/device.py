@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dougong.errors import ConfigError
 from dougong.hal import Device, MemoryInfo
 from dougong_cpu.library import ENV_ISA, load, unavailable_reason
 
@@ -28,6 +29,8 @@ class CpuDevice(Device):
     pins_memory: ClassVar[bool] = False
 
     def __init__(self, index: int = 0) -> None:
+        if index:
+            raise ConfigError(f"device_index={index}: the host is one device, 0; ranks of a model share it.")
         self.index = index
         self.torch_device = torch.device("cpu")
         # fp16 arithmetic comes last: no machine here is faster in it than in bfloat16.

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import dougong_cpu
+from dougong.errors import ConfigError
 from dougong.hal import NZ16, AttentionQuery, AttentionSpec, LinearQuery, open_backend
 from dougong.plugins import load_plugins
 from dougong_cpu import build, library
@@ -103,6 +104,11 @@ def test_no_compiler_is_found_on_an_empty_path(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("CXX", raising=False)
     assert build.find_compiler() is None
     assert build.main() == 1
+
+
+def test_the_host_is_one_device() -> None:
+    with pytest.raises(ConfigError, match="device_index=1: the host is one device"):
+        open_backend("cpu", index=1, plugins=load_plugins(entries=[], extra=[("cpu", dougong_cpu)]))
 
 
 def test_memory_is_that_of_the_machine() -> None:

@@ -39,7 +39,7 @@ def plot_bars(path: Path, title: str, unit: str, bars: dict[str, float]) -> None
     """Draw ``bars`` as a PNG.
 
     Raises:
-        ConfigError: matplotlib is not installed; says how to get it.
+        ConfigError: matplotlib is not installed (says how to get it), or ``path`` cannot be written.
     """
     try:
         import matplotlib
@@ -54,5 +54,8 @@ def plot_bars(path: Path, title: str, unit: str, bars: dict[str, float]) -> None
     axes.set_xlabel(unit)
     axes.set_title(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise ConfigError(f"--plot {path}: {error}") from error
     pyplot.close(figure)
