@@ -17,6 +17,12 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(120), pytest.mark.xdist_group("browser")]
 
+PERFORMANCE = [
+    {"name": "ceiling: copy", "share": None, "achieved": "11.0 GB/s", "ceiling": ""},
+    {"name": "decode 131072 h8k2", "share": 0.83, "microseconds": 12345.6, "achieved": "9.1 GB/s, 33.4 GFLOP/s",
+     "ceiling": "memory"},
+    {"name": "prefill 1024", "share": None, "message": "no kernel for blocks of 64 tokens, and none that would do"},
+]  # fmt: skip
 NEEDS = {case.id: case.needs for case in collect_profile("smoke")}
 
 
@@ -37,7 +43,9 @@ def browser() -> Iterator[object]:
 def test_the_page_fits_and_asks_for_nothing(
     browser: object, width: int, height: int, scheme: str, tmp_path: Path
 ) -> None:
-    write_all(sample_report(bad=2, not_run=9), tmp_path, NEEDS)
+    report = sample_report(bad=2, not_run=9)
+    report["performance"] = PERFORMANCE
+    write_all(report, tmp_path, NEEDS)
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[attr-defined]
     page = context.new_page()
     complaints: list[str] = []
@@ -50,6 +58,8 @@ def test_the_page_fits_and_asks_for_nothing(
     assert page.locator(".fail").count() == 2 and page.locator(".fail pre").first.is_visible()
     assert page.locator(".tile", has_text="not run").locator("b").inner_text() == "9"
     assert page.locator("h2", has_text="Capabilities").is_visible() and page.locator("figure svg").first.is_visible()
+    share = page.locator("td", has_text="83%").bounding_box()
+    assert share["x"] + share["width"] <= width, "the share of the ceiling is what the table is for"
     ground, text = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("backgroundColor", "color"))
     bright = [sum(int(part) for part in value[4:-1].split(",")) for value in (ground, text)]
     assert (bright[0] > bright[1]) is (scheme == "light"), (ground, text)

@@ -28,7 +28,7 @@ font-weight:650;padding:.1rem .6rem;border-radius:.35rem;border:1px solid curren
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.4rem .7rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}tr:last-child td{border-bottom:0}th{color:var(--dim);font-weight:550}
-.ok{color:var(--good)}.no{color:var(--bad);font-weight:650}.un{color:var(--dim)}
+td.bound{white-space:normal}.ok{color:var(--good)}.no{color:var(--bad);font-weight:650}.un{color:var(--dim)}
 .fail{border:1px solid var(--line);border-left:3px solid var(--bad);background:var(--card);border-radius:.4rem;
 padding:.6rem .8rem;margin:.6rem 0;overflow-wrap:anywhere}
 .fail pre{margin:.4rem 0 0;white-space:pre-wrap}
@@ -53,7 +53,7 @@ overflow-wrap:anywhere}
 @media(max-width:36rem){main{padding:1.25rem .9rem 3rem}h1{font-size:1.35rem}dl{grid-template-columns:1fr}
 dd{margin-bottom:.5rem}th,td{padding:.3rem .35rem;font-size:.88rem}.plots{grid-template-columns:1fr}.wide{display:none}
 .tiles{grid-template-columns:1fr 1fr}.tile:first-child{grid-column:1/-1}.name{display:block;font-size:.8rem;
-white-space:normal}.family{grid-template-columns:1fr}}
+white-space:normal}.family{grid-template-columns:1fr}td:first-child{white-space:normal}}
 """
 
 _WORDS = {"CONFORMANT": "conformant", "NOT": "not conformant", "INVALID": "invalid"}
@@ -120,7 +120,7 @@ def _levels(report: dict[str, Any]) -> str:
             continue
         outcomes = [case["outcome"] for case in report["cases"] if case["level"] == name]
         bad = sum(outcome in _BAD for outcome in outcomes)
-        skipped = len(outcomes) - level["passed"] - bad
+        skipped = outcomes.count("UNSUPPORTED") + outcomes.count("WAIVED")
         margin = "" if level["worst_margin"] is None else f"{level['worst_margin']:.2f}"
         rows.append(
             f"<tr><td>{name} <span class='dim name'>{_LEVEL_NAMES[name]}</span></td><td>{level['required']}</td>"
@@ -232,17 +232,24 @@ def _margins(report: dict[str, Any]) -> str:
 
 
 def _performance(report: dict[str, Any]) -> str:
-    rows = []
+    ceilings, rows = [], []
     for row in report["performance"]:
+        if row["name"].startswith("ceiling: "):
+            name = row["name"].partition(": ")[2].replace("matmul", "matrix product")
+            ceilings.append(f"{name} {row['achieved']}")
+            continue
+        time = f"{row['microseconds']:,.1f}" if "microseconds" in row else ""
         share = "" if row.get("share") is None else f"{row['share']:.0%}"
-        invalid = " class='no'" if row.get("invalid") else ""
+        bound, invalid = str(row.get("message") or row.get("ceiling", "")), " class='no'" if row.get("invalid") else ""
+        achieved = escape(str(row.get("achieved", "")))
         rows.append(
-            f"<tr><td>{escape(row['name'])}</td><td>{row.get('microseconds', 0):.1f}</td>"
-            f"<td>{escape(str(row.get('achieved', '')))}</td>"
-            f"<td>{escape(str(row.get('ceiling', '')))}</td><td{invalid}>{share}</td></tr>"
+            f"<tr><td>{escape(row['name'])}</td><td>{time}</td><td class='wide'>{achieved}</td>"
+            f"<td class='bound'>{escape(bound)}</td><td{invalid}>{share}</td></tr>"
         )
-    head = "".join(f"<th>{name}</th>" for name in ("shape", "µs", "achieved", "ceiling", "share"))
-    return f"<h2>Performance</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    names = ("shape", "µs", "achieved", "bound by", "share")
+    head = "".join(f"<th{' class=wide' if name == 'achieved' else ''}>{name}</th>" for name in names)
+    own = f"<p class='dim'>This device's own ceilings: {escape(', '.join(ceilings))}.</p>" if ceilings else ""
+    return f"<h2>Performance</h2>{own}<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _kernel(kernel: dict[str, Any]) -> str:
