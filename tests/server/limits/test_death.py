@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,9 @@ class Process:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        assert self._ready.wait(60), self.lines
+        if not self._ready.wait(60) or not self.url:
+            self.close()
+            raise AssertionError("".join(self.lines))
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -98,17 +102,37 @@ class Process:
         try:
             return self.process.wait(timeout)
         finally:
-            if self.process.poll() is None:
-                self.process.kill()
-            self._reader.join(10)
-            assert self.process.stderr is not None
-            self.process.stderr.close()
+            self.close()
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever the test found."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        self._reader.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Starts servers, and ends those that the test has not ended."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str) -> Process:
+            process = Process(*arguments)
+            stack.callback(process.close)
+            return process
+
+        yield start
 
 
 @pytest.mark.prove
-def test_sigterm_lets_streams_finish_and_a_second_one_ends_at_once(tiny_model: Path) -> None:
+def test_sigterm_lets_streams_finish_and_a_second_one_ends_at_once(
+    tiny_model: Path, start: Callable[..., Process]
+) -> None:
     body: Any = {"prompt": "ab", "max_tokens": 300, "ignore_eos": True, "stream": True}
-    server = Process(str(tiny_model), "--max-num-seqs", "4", "--num-kv-blocks", "64")
+    server = start(str(tiny_model), "--max-num-seqs", "4", "--num-kv-blocks", "64")
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -117,7 +141,7 @@ def test_sigterm_lets_streams_finish_and_a_second_one_ends_at_once(tiny_model: P
     assert server.end(30) == 0
     assert any("may finish" in line for line in server.lines)
 
-    server = Process(str(tiny_model), "--max-num-seqs", "1", "--num-kv-blocks", "64")
+    server = start(str(tiny_model), "--max-num-seqs", "1", "--num-kv-blocks", "64")
     started = time.monotonic()
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body | {"n": 100}, timeout=60) as answer:
         lines = answer.iter_lines()
@@ -142,12 +166,16 @@ ASKS: dict[str, Any] = {
 
 
 @pytest.mark.prove
-def test_the_process_that_speaks_http_has_no_torch_and_its_engine_ends_with_it(tiny_model: Path) -> None:
-    server = Process(str(tiny_model), "--num-kv-blocks", "64")
+def test_the_process_that_speaks_http_has_no_torch_and_its_engine_ends_with_it(
+    tiny_model: Path, start: Callable[..., Process]
+) -> None:
+    server = start(str(tiny_model), "--num-kv-blocks", "64")
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     assert children
+    name = {"model": str(tiny_model)}
     for path, body in ASKS.items():
-        assert httpx.post(f"{server.url}/v1/{path}", json=body, timeout=60).status_code == 200, path
+        answer = httpx.post(f"{server.url}/v1/{path}", json=body | name, timeout=60)
+        assert answer.status_code == 200, answer.text
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     server.process.kill()
     server.end(10)
