@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from fractions import Fraction
@@ -275,6 +275,8 @@ def _grammar(library: Any, structured: StructuredOutput) -> str:
     if structured.choice is not None:
         return str(matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, structured.choice))))
     assert structured.lark is not None
+    for schema in _schemas_in(structured.lark):
+        _check_multiples(schema)
     if not _GBNF.search(structured.lark):
         return str(matcher.grammar_from_lark(structured.lark))
     from llguidance.gbnf_to_lark import gbnf_to_lark
@@ -283,6 +285,17 @@ def _grammar(library: Any, structured: StructuredOutput) -> str:
         return str(matcher.grammar_from_lark(gbnf_to_lark(structured.lark)))
     except Exception as error:  # the converter raises whatever it meets
         raise ValueError(f"no GBNF: {error}") from None
+
+
+def _schemas_in(lark: str) -> Iterator[Any]:
+    """The JSON schemas that a grammar names; llguidance says what is wrong with those that are none."""
+    for found in re.finditer(r"%json\s*", lark):
+        try:
+            yield json.JSONDecoder().raw_decode(lark, found.end())[0]
+        except RecursionError:
+            raise ValueError("a schema in it is nested too deeply.") from None
+        except ValueError:
+            continue
 
 
 def _name(structured: StructuredOutput) -> str:

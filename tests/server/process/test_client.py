@@ -13,11 +13,12 @@ import pytest
 from server_harness import Served
 
 from dougong import LLM, EngineConfig, SamplingParams
-from dougong.errors import ConfigError, InvalidRequestError, ModelLoadError
+from dougong.errors import ConfigError, EngineError, InvalidRequestError, ModelLoadError
 from dougong.server.errors import EngineDownError
 from dougong.server.process.client import EngineClient
 from dougong.server.process.messages import StepCounters
 from dougong.server.process.observer import RequestObserver, RequestStart
+from dougong.server.process.stream import RequestStream
 from dougong.types import RequestOutput
 
 
@@ -122,6 +123,35 @@ def test_text_scores_and_ends_are_those_of_the_offline_engine_and_the_pool_is_fu
 
     tiny.wait_idle()
     tiny.run(lambda: work(tiny.client), 120)
+
+
+def test_a_request_of_whose_tokens_no_text_can_be_made_fails_alone(
+    tiny: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tokens of all requests of a step come in one message."""
+    token = RequestStream.token
+
+    def push(stream: RequestStream, index: int, token_id: int) -> str | None:
+        if stream.output.request_id == "bad" and len(stream.output.outputs[0].token_ids) == 5:
+            raise OverflowError("no such token")
+        return token(stream, index, token_id)
+
+    async def work() -> None:
+        params = SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)
+        wanted = await collect(tiny.client, [1, 2], params, "good")
+        monkeypatch.setattr(RequestStream, "token", push)
+        names = ("bad", "good", "other")
+        bad, *rest = await asyncio.gather(
+            *(collect(tiny.client, [1, 2], params, name) for name in names), return_exceptions=True
+        )
+        assert isinstance(bad, EngineError) and "no such token" in str(bad)
+        for output in rest:
+            assert isinstance(output, RequestOutput)
+            assert output.outputs[0].text == wanted.outputs[0].text
+
+    tiny.run(work)
+    tiny.wait_idle()
+    assert "request bad fails" in caplog.text
 
 
 def test_what_stops_the_engines_start_is_raised_with_its_class_and_text(tmp_path: Path, tiny_model: Path) -> None:

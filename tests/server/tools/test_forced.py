@@ -98,6 +98,21 @@ def test_forced_calls(compiler: GrammarCompiler, tokenizer: Any, name: str) -> N
     assert json.loads("".join(piece.arguments for piece in pieces)) == json.loads(ROME)  # type: ignore[union-attr]
 
 
+def test_a_bomb_among_the_arguments_is_refused_as_one_in_a_response_format_is(compiler: GrammarCompiler) -> None:
+    """Where calls or thinking come into it, schemas are written into a grammar."""
+    bomb = {"allOf": [{"multipleOf": 7919}, {"multipleOf": 104729}]}
+    place = {"type": "object", "properties": {"x": bomb}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": place}}]
+    forced = combined(None, TOOL_FORMATS["hermes"]().grammar(tools, "required", True), None, "")
+    thought = combined(StructuredOutput(json=place), None, REASONING_FORMATS["think"], "<think>")
+    deep = StructuredOutput(lark="start: %json " + '{"items":' * 5000 + "{}" + "}" * 5000)
+    broken = StructuredOutput(lark="start: %json {")
+    for asked, words in ((forced, "multipleOf"), (thought, "multipleOf"), (deep, "deep"), (broken, "StructuredOutput")):
+        assert asked is not None
+        with pytest.raises(InvalidRequestError, match=words):
+            compiler.compile(asked)
+
+
 ANSWERS = {
     "json": (StructuredOutput(json=PLACE), ROME),
     "compact": (StructuredOutput(json=PLACE, whitespace=False), '{"city":"Rome"}'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -262,7 +263,7 @@ class EngineClient:
                 stream.changed.clear()
                 if stream.refusal is not None:
                     kind, text = stream.refusal
-                    raise InvalidRequestError(text) if kind == "InvalidRequestError" else EngineError(text)
+                    raise InvalidRequestError(text) if kind == InvalidRequestError.__name__ else EngineError(text)
                 finished = stream.output.finished
                 yield stream
         finally:
@@ -313,7 +314,11 @@ class EngineClient:
             if stream is None:  # aborted meanwhile
                 continue
             stream.output.times.last_token = now
-            stop = stream.token(handle - stream.handle, token)
+            try:
+                stop = stream.token(handle - stream.handle, token)
+            except Exception as error:
+                self._broken(stream, error, child)
+                continue
             if stop is not None:
                 self._stopped(stream, handle, stop, child)
         for update in steps.updates:
@@ -324,7 +329,11 @@ class EngineClient:
             fresh = times.first_token is None
             if update.token_ids:
                 times.last_token = now
-            stop = stream.update(update.handle - stream.handle, update, self._reader, now)
+            try:
+                stop = stream.update(update.handle - stream.handle, update, self._reader, now)
+            except Exception as error:
+                self._broken(stream, error, child)
+                continue
             if fresh and times.first_token is not None:
                 self._tell("first_token", stream.output)
             if stop is not None:
@@ -344,6 +353,16 @@ class EngineClient:
         self._streams.pop(handle, None)
         if stream.output.finished:
             self._forget(stream)
+
+    def _broken(self, stream: RequestStream, error: Exception, child: EngineChild) -> None:
+        """No text could be made of what came: the request fails, and those in the same message go on."""
+        log.error("request %s fails: no text could be made of its tokens", stream.output.request_id, exc_info=error)
+        child.say(Abort(stream.handle))
+        stream.refusal = type(error).__name__, f"no text could be made of the request's tokens: {error!r}"
+        stream.changed.set()
+        with contextlib.suppress(Exception):  # what it held back may be what cannot be read
+            stream.end_all(FinishReason.ERROR, stream.refusal[1])
+        self._forget(stream)
 
     def _tell(self, what: str, about: Any) -> None:
         for observer in list(self.observers):
