@@ -69,6 +69,9 @@ BAD_PROMPTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "bias too large": ([5], {"logit_bias": {VOCAB: 1.0}}, "logit_bias"),
     "allowed too large": ([5], {"allowed_token_ids": (VOCAB,)}, "allowed_token_ids"),
     "bad word too large": ([5], {"bad_words_ids": ((3, VOCAB),)}, "bad_words_ids"),
+    "a bad word too long": ([5], {"bad_words_ids": ((3,) * 129,)}, "1 sequences of up to 129 tokens.* 128 each"),
+    "too many bad words": ([5], {"bad_words_ids": ((3,),) * 8193}, "8193 sequences"),
+    "a bad word of text too long": ([5], {"bad_words": ("so " * 50,)}, "2 sequences of up to 151 tokens"),
     "too many logprobs": ([5], {"logprobs": VOCAB + 1}, "vocabulary has 260"),
     "too many prompt logprobs": ([5], {"prompt_logprobs": VOCAB + 1}, "vocabulary has 260"),
 }

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dougong.engine.detokenizer import Detokenizer
+from dougong.engine.prompt import PromptReader
 from dougong.engine.stop_strings import StopStrings
+from dougong.types import SamplingParams
 
 
 class Bytes:
@@ -80,6 +82,20 @@ def test_broken_bytes_come_out_in_the_end_and_special_tokens_only_when_asked() -
 def test_a_long_run_of_broken_bytes_does_not_wait_for_ever() -> None:
     detokenizer = Detokenizer(Bytes())
     assert "".join(detokenizer.push(0xFF) for _ in range(20)) != ""
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
+
+
+def test_bad_words_are_forbidden_at_the_start_and_after_a_space() -> None:
+    reader = PromptReader(Letters(), 256, 64)
+    found = reader.resolve(SamplingParams(bad_words=("cat", " dog"), bad_words_ids=((7,),)))
+    assert found.bad_words_ids == ((7,), *(tuple(map(ord, word)) for word in ("cat", " cat", " dog")))
+    assert found.bad_words == ()
 
 
 def feed(stop: tuple[str, ...], pieces: list[str], include: bool = False) -> tuple[str, Any, list[str]]:

@@ -22,6 +22,11 @@ class TokensPrompt(TypedDict, total=False):
     kv_transfer_params: dict[str, Any]
 
 
+#: Bad words of one request. The device keeps as many of everybody's last tokens as the longest word has, and compares
+#: them with every word in each step.
+_LONGEST_WORD = 128
+_MOST_WORDS = 8_192
+
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
 
@@ -122,11 +127,7 @@ class PromptReader:
                     raise InvalidRequestError(
                         f"SamplingParams({name}=…) holds token id {token}: allowed are 0 to {self.vocab_size - 1}."
                     )
-        for word in sampling.bad_words_ids:
-            if max(word) >= self.vocab_size:
-                raise InvalidRequestError(
-                    f"SamplingParams(bad_words_ids=…) holds {word}: allowed are ids 0 to {self.vocab_size - 1}."
-                )
+        self._check_words(changes.get("bad_words_ids", sampling.bad_words_ids))
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(sampling, name)
             if asked is not None and asked > self.vocab_size:
@@ -134,6 +135,19 @@ class PromptReader:
                     f"SamplingParams({name}={asked}): the vocabulary has {self.vocab_size} tokens; -1 asks for all."
                 )
         return replace(sampling, **changes) if changes else sampling
+
+    def _check_words(self, words: tuple[tuple[int, ...], ...]) -> None:
+        for word in words:
+            if max(word) >= self.vocab_size:
+                raise InvalidRequestError(
+                    f"SamplingParams(bad_words_ids=…) holds {word}: allowed are ids 0 to {self.vocab_size - 1}."
+                )
+        longest = max(map(len, words), default=0)
+        if longest > _LONGEST_WORD or len(words) > _MOST_WORDS:
+            raise InvalidRequestError(
+                f"SamplingParams(bad_words=…): {len(words)} sequences of up to {longest} tokens; allowed are "
+                f"{_MOST_WORDS} of up to {_LONGEST_WORD} each."
+            )
 
     def _words(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         """Each word as it is written at the start of a text and after a space."""
