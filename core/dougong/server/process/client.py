@@ -137,7 +137,7 @@ class EngineClient:
                 "kv_transfer_params: this server takes no KV from others. Leave them out, or start it with "
                 "--kv-connector and --kv-role."
             )
-        if priority and self.config.scheduling_policy != "priority":
+        if priority and self.config.scheduling_policy == "fcfs":
             raise InvalidRequestError(
                 f"priority={priority}: this engine runs requests in the order of their arrival. Leave it out, or start "
                 "the server with --scheduling-policy priority."
