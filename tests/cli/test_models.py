@@ -89,8 +89,10 @@ def test_pull_tells_where_and_how_to_serve(caches: Path, monkeypatch: pytest.Mon
     shown = run("pull", "org/small", "--revision", "main").stdout
     assert "2.9 KiB" in shown and "dougong serve org/small" in shown
     assert asked["revision"] == "main" and "*.safetensors" in asked["allow_patterns"]
+    assert "consolidated*" in asked["ignore_patterns"]  # Mistral's files hold the weights twice
     pulled = json.loads(run("pull", "org/small", "--all-files", "--json").stdout)
     assert pulled["revision"] == COMMIT and asked["allow_patterns"] is None
+    assert asked["ignore_patterns"] is None
 
 
 def response() -> Any:

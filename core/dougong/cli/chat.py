@@ -66,8 +66,9 @@ def chat(
     from dougong.engine import LLM
 
     given.setdefault("max_num_seqs", 1)
-    with LLM(model or "smollm2-135m", **given) as llm:
-        notes.print(f"[bold]{llm.model_path.name}[/] on {llm.engine.runner.backend.name}. {_HELP}", style="dim")
+    name = model or "smollm2-135m"
+    with LLM(name, **given) as llm:
+        notes.print(f"[bold]{name}[/] on {llm.engine.runner.backend.name}. {_HELP}", style="dim")
         _converse(_local_answer(llm, sampling), opening, notes)
 
 

@@ -160,7 +160,7 @@ def _unpacked() -> Iterator[CachedModel]:
         mark = folder / "dougong.json"
         if mark.is_file():
             source = json.loads(mark.read_text(encoding="utf-8")).get("source", "")
-            name = f"{Path(source).name} ({folder.name[-8:]})"
+            name = f"{Path(source).name} ({folder.name.removesuffix('-config')[-8:]})"
             yield CachedModel(name, "unpacked", str(folder), _size(folder), last_used=folder.stat().st_mtime)
 
 
@@ -181,10 +181,13 @@ def _pull_huggingface(name: str, revision: str | None, patterns: list[str] | Non
         RevisionNotFoundError,
     )
 
+    from dougong.models.loading.source import UNWANTED
+
     if constants.HF_HUB_OFFLINE:
         raise ModelLoadError(f"{name!r} cannot be fetched: HF_HUB_OFFLINE is set. Unset it, or copy a folder here.")
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        unwanted = None if patterns is None else [*UNWANTED]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=unwanted))
     except GatedRepoError as error:
         raise ModelLoadError(
             f"{name!r} is gated: accept its terms on the hub, then set HF_TOKEN to a token of that account."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dougong.errors import ModelLoadError
 
-__all__ = ["ALIASES", "MODELSCOPE", "WANTED", "ModelFiles", "resolve_model"]
+__all__ = ["ALIASES", "MODELSCOPE", "UNWANTED", "WANTED", "ModelFiles", "resolve_model"]
 
 #: Alias -> (package that holds the model, its file, how to get it).
 ALIASES = {
@@ -20,6 +20,9 @@ ALIASES = {
 MODELSCOPE = "modelscope:"
 #: What is read of a hub's repository, weights aside.
 WANTED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+#: And what is not, although its name would do: some publishers lay the weights there a second time, as their own code
+#: reads them.
+UNWANTED = ("consolidated*", "original/*")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$|^[\w.-]+$")
 #: Above this a GGUF file is not unpacked (its float32 copy has about eight times its size).
 _UNPACK_BYTES = 1 << 30
@@ -105,7 +108,7 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> ModelFiles:
 
     patterns = [*WANTED, *(["*.safetensors"] if weights else [])]
     try:
-        folder = snapshot_download(name, revision=revision, allow_patterns=patterns)
+        folder = snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=[*UNWANTED])
     except Exception as error:  # every kind of failure between here and the hub
         raise ModelLoadError(
             f"model {name!r} is no folder here, and fetching it from the hub failed: {type(error).__name__}: "
