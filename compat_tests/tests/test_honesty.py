@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from pathlib import Path
 
 import pytest
 
 from dougong_compat.cases import collect_profile
 from dougong_compat.honesty import unmet, verdict_of
-from dougong_compat.manifest import Manifest, ManifestError, Waiver, read
+from dougong_compat.manifest import Manifest, ManifestError, Waiver, find, read
 from dougong_compat.outcome import Outcome, Result
 from dougong_compat.selftest.lab import TODAY, Lab
 
@@ -134,3 +135,15 @@ def test_manifest_errors_name_the_key() -> None:
     ):  # fmt: skip
         with pytest.raises(ManifestError, match=part.replace("[", "\\[")):
             read(text, "x.toml")
+
+
+def test_a_manifest_is_read_without_importing_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plugin does when it is imported is the worker's affair. Duties that the suite has written come first."""
+    package = tmp_path / "dougong_loud"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (package / "compat.toml").write_text('[capabilities]\ndtypes = ["float16"]\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    manifest = find({"backend": "loud"})
+    assert manifest.source == "dougong_loud/compat.toml" and manifest.declares("dtype:float16")
+    assert find({"backend": "cpu"}, None, ("dougong_loud",)).source == "dougong_compat/manifests/cpu.toml"
