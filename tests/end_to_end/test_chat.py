@@ -31,6 +31,11 @@ def test_messages_that_the_template_refuses_are_a_wrong_request(tiny: dict[str, 
         llm.chat(MESSAGES, greedy(2), use_tqdm=False, chat_template=strict)
 
 
+def test_half_a_character_in_a_conversation(tiny: dict[str, Path]) -> None:
+    with opened(tiny["llama"]) as llm, pytest.raises(InvalidRequestError, match="D83D at character 7"):
+        llm.chat([{"role": "user", "content": "\ud83d"}], greedy(2), use_tqdm=False)
+
+
 def test_what_a_conversation_lacks_is_said(tiny: dict[str, Path]) -> None:
     with opened(tiny["llama"]) as llm:
         llm.get_tokenizer().chat_template = None

@@ -37,9 +37,7 @@ class Detokenizer:
         self._prefix = 0  # first token of the window
         if prompt:
             last = [int(prompt[-1])]
-            text = self._decode(last)
-            # A special token stands for the beginning of a text, and half a character would be taken for a whole one.
-            if text and not text.endswith(_BROKEN):
+            if not self._decode(last).endswith(_BROKEN):  # half a character would be taken for a whole one
                 self._ids = last
         self._read = len(self._ids)  # first token whose text was not given out
 

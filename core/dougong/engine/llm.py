@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dougong.config import engine_config_from_options
 from dougong.engine.beam import BeamSearchOutput, BeamSearchParams, beam_search
 from dougong.engine.engine import Engine
-from dougong.engine.prompt import Prompt
+from dougong.engine.prompt import Prompt, check_unicode
 from dougong.engine.vectors import unit
 from dougong.errors import ConfigError, EngineError, InvalidRequestError
 from dougong.plugins import Plugins
@@ -140,7 +140,7 @@ class LLM:
 
         Raises:
             ConfigError: the model has no chat template and none is given.
-            InvalidRequestError: the template does not accept these messages.
+            InvalidRequestError: the template does not accept these messages, or they are no Unicode.
         """
         tokenizer = self.get_tokenizer()
         if chat_template is None and not getattr(tokenizer, "chat_template", None):
@@ -159,6 +159,7 @@ class LLM:
             raise InvalidRequestError(
                 f"the chat template does not accept these messages: {type(error).__name__}: {error}"
             ) from error
+        check_unicode("the conversation", text)
         return {"prompt": text, "prompt_token_ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
 
     def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from dougong.errors import InvalidRequestError
 from dougong.types import SamplingParams
 
-__all__ = ["Prompt", "PromptReader", "TokensPrompt"]
+__all__ = ["Prompt", "PromptReader", "TokensPrompt", "check_unicode"]
 
 
 class TokensPrompt(TypedDict, total=False):
@@ -63,7 +63,7 @@ class PromptReader:
                     "a prompt was given as text, and the engine has no tokenizer (skip_tokenizer_init=True). "
                     'Give token ids: {"prompt_token_ids": [...]}.'
                 )
-            _check_unicode("the prompt", text)
+            check_unicode("the prompt", text)
             ids = list(self.tokenizer(text)["input_ids"])
         if not ids:
             raise InvalidRequestError("the prompt is empty: give at least one character or token id.")
@@ -100,7 +100,7 @@ class PromptReader:
             if text is None and ids is None:
                 raise InvalidRequestError("a prompt mapping with nothing in it: give 'prompt' or 'prompt_token_ids'.")
             if salt is not None:
-                _check_unicode("cache_salt", salt)
+                check_unicode("cache_salt", salt)
             return text, None if ids is None else list(ids), salt
         if isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
             return None, list(prompt), None
@@ -164,7 +164,7 @@ class PromptReader:
         return tuple(found)
 
 
-def _check_unicode(what: str, text: str) -> None:
+def check_unicode(what: str, text: str) -> None:
     """Raises:
     InvalidRequestError: ``text`` has surrogates without their other half, which are no characters.
     """

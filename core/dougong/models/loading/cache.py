@@ -117,7 +117,8 @@ def _link(path: Path, link: Path) -> None:
     """``link`` leads to ``path``, which may have been moved since."""
     if link.resolve() == path.resolve():
         return
-    new = Path(tempfile.mktemp(prefix=f".{link.name}-", dir=link.parent))
+    new = link.with_name(f".{link.name}-{os.getpid()}")
+    new.unlink(missing_ok=True)
     new.symlink_to(path.resolve())
     new.replace(link)
 
