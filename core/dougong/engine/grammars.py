@@ -276,6 +276,8 @@ def _grammar(library: Any, structured: StructuredOutput) -> str:
         return str(matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, structured.choice))))
     assert structured.lark is not None
     for schema in _schemas_in(structured.lark):
+        if isinstance(schema, dict):
+            StructuredOutput(json=schema)  # the bounds of one that stands alone
         _check_multiples(schema)
     if not _GBNF.search(structured.lark):
         return str(matcher.grammar_from_lark(structured.lark))

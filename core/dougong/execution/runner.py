@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dougong.config import EngineConfig
-from dougong.errors import NumericalError
+from dougong.errors import InvalidRequestError, NumericalError
 from dougong.execution.delta import DeltaReader, StepDelta
 from dougong.execution.graphs import GraphKey
 from dougong.execution.guides import Guides, StepGuides
@@ -368,14 +368,13 @@ def _take_errors(result: StepResult) -> None:
     for row, token in enumerate(result.tokens):
         if token is not None and token < 0:
             if token == BLOCKED_ROW:
-                cause = (
+                result.errors[row] = InvalidRequestError(
                     "structured, allowed_token_ids, bad_words, logit_bias or min_tokens leave no token to choose; "
                     "loosen one"
                 )
             else:
-                cause = (
+                result.errors[row] = NumericalError(
                     "the logits held NaN, so no token could be chosen; the model's weights or the input may be broken"
                 )
-            result.errors[row] = NumericalError(cause)
             result.tokens[row] = None
             result.logprobs.pop(row, None)

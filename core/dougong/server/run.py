@@ -81,6 +81,7 @@ async def _serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    log.info("loading %s", config.engine.model)
     starting = asyncio.ensure_future(EngineClient.start(config.engine, log_level=config.log_level.upper()))
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)

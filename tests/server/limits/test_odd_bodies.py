@@ -98,6 +98,15 @@ def test_a_request_refused_by_the_engines_client_has_a_status_also_when_streamed
             assert httpx.post(f"{server.url}/v1/{path}", json=body).status_code == 400, wrong
 
 
+def test_options_that_leave_no_token_are_the_requests_fault(server: Served) -> None:
+    choice = {"structured_outputs": {"choice": ["a"]}, "allowed_token_ids": [98], "max_tokens": 2}
+    for path, text in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": HELLO})):
+        answer = httpx.post(f"{server.url}/v1/{path}", json=text | choice, timeout=30)
+        assert answer.status_code == 400 and "no token to choose" in answer.json()["error"]["message"]
+        streamed = httpx.post(f"{server.url}/v1/{path}", json=text | choice | {"stream": True}, timeout=30).text
+        assert '"type":"invalid_request_error"' in streamed and streamed.endswith("data: [DONE]\n\n")
+
+
 def test_a_message_that_cannot_be_written_takes_no_other_along(server: Served) -> None:
     async def work() -> None:
         child = server.client._lives.child

@@ -106,8 +106,10 @@ def test_a_bomb_among_the_arguments_is_refused_as_one_in_a_response_format_is(co
     forced = combined(None, TOOL_FORMATS["hermes"]().grammar(tools, "required", True), None, "")
     thought = combined(StructuredOutput(json=place), None, REASONING_FORMATS["think"], "<think>")
     deep = StructuredOutput(lark="start: %json " + '{"items":' * 5000 + "{}" + "}" * 5000)
+    nested = StructuredOutput(lark="start: %json " + '{"items":' * 70 + "{}" + "}" * 70)
     broken = StructuredOutput(lark="start: %json {")
-    for asked, words in ((forced, "multipleOf"), (thought, "multipleOf"), (deep, "deep"), (broken, "StructuredOutput")):
+    for asked, words in ((forced, "multipleOf"), (thought, "multipleOf"), (deep, "deep"), (nested, "64 levels"),
+                         (broken, "StructuredOutput")):  # fmt: skip
         assert asked is not None
         with pytest.raises(InvalidRequestError, match=words):
             compiler.compile(asked)

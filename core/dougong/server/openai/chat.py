@@ -176,6 +176,9 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 def choice_failed(event: Finished) -> ApiError | None:
     """The error that a failed choice makes of the whole answer."""
     if event.reason == "error":
+        kind, _, text = (event.error or "").partition(": ")
+        if kind == InvalidRequestError.__name__:  # what was asked for shows as impossible only in its midst
+            return ApiError(400, text)
         return ApiError(500, event.error or "the engine failed")
     if event.reason == "abort":
         if event.error is not None:
