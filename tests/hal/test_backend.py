@@ -107,6 +107,18 @@ def test_a_backend_that_cannot_be_opened_says_why(targets: Any, target: str, pro
         open_backend("plain", plugins=plugins(Plugin(backend(target=target))))
 
 
+@pytest.mark.parametrize("method", ["__init__", "setup"])
+def test_a_device_whose_driver_fails_is_an_error_with_its_words(targets: Any, method: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("invalid device ordinal")
+
+    targets.Broken = type("Broken", (targets.PlainDevice,), {method: fail})
+    probe = lambda: Probe(ok=True, devices=("one card",))  # noqa: E731
+    made = plugins(Plugin(backend("card", target="dougong_test_targets:Broken", probe=probe)))
+    with pytest.raises(BackendNotFoundError, match=r"'card' cannot open device 3: .*invalid device ordinal.*one card"):
+        open_backend("card", index=3, plugins=made)
+
+
 def test_two_backends_of_one_name_are_refused(targets: Any) -> None:
     with pytest.raises(PluginAnswerError, match="both bring"):
         open_backend(plugins=plugins(Plugin(backend()), Plugin(backend())))
