@@ -199,6 +199,27 @@ def test_a_request_ends_at_its_time_limit(server: Served) -> None:
     with_app(server, embed, request_timeout_s=0.0001)
 
 
+def test_the_time_limit_counts_while_the_engine_is_being_started_again(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for path, body in {
+            "/v1/completions": {"prompt": "a"},
+            "/v1/chat/completions": {"messages": HELLO, "stream": True},
+            "/v1/embeddings": {"input": "a"},
+            "/api/generate": {"model": "tiny", "prompt": "a", "raw": True},
+        }.items():
+            late = await asyncio.wait_for(client.post(path, json=body), 30)
+            assert late.status_code == 504 and "started again" in late.text, path
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.client._lives, "ready", never)
+        with_app(server, ask, request_timeout_s=0.05)
+
+
 def test_pages_of_other_origins_may_call_only_where_they_are_named(server: Served) -> None:
     async def ask(client: httpx.AsyncClient) -> None:
         asked = {"origin": "https://a.example", "access-control-request-method": "POST"}

@@ -128,7 +128,7 @@ def test_a_burst_does_not_overrun_the_queue(server: Served) -> None:
     """Prompts are tokenised beside the event loop: what is being read there counts as well."""
 
     async def ask(client: httpx.AsyncClient) -> None:
-        body: Any = {"max_tokens": 100, "ignore_eos": True}
+        body: Any = {"max_tokens": 400, "ignore_eos": True}
         chat, plain = body | {"messages": HELLO}, body | {"prompt": "a"}
         answers = await asyncio.gather(
             *(client.post("/v1/chat/completions", json=chat) for _ in range(20)),

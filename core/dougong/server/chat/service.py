@@ -65,7 +65,7 @@ class ChatService:
                 ids, params, request_id=turn.request_id, priority=turn.priority,
                 kv_transfer_params=turn.kv_transfer_params,
             )  # fmt: skip
-            await self._client.ready()
+            await self._client.ready(self._config.request_timeout_s)
         answers = [self.dialect.answer(turn, index, text) for index in range(params.n)]
         final: RequestOutput | None = None
         outputs = self._client.generate(

@@ -24,7 +24,7 @@ async def run_raw(
     with state.queue.room(params.n):
         ids = await state.client.texts.encode(prompt, add_special_tokens=False)
         state.client.check(ids, params)
-        await state.client.ready()
+        await state.client.ready(state.config.request_timeout_s)
     answer = Answer(0, None, None)
     final: RequestOutput | None = None
     outputs = state.client.generate(

@@ -165,7 +165,7 @@ class _Run:
                     ids, params, request_id=self._id(place, alone=len(given) == 1), priority=self._body.priority,
                     kv_transfer_params=self._body.kv_transfer_params,
                 )  # fmt: skip
-            await state.client.ready()
+            await state.client.ready(state.config.request_timeout_s)
         if self._echo:  # ids as the model would write them
             decode = state.client.tokenizer.decode
             prompts = [(text or decode(ids), ids) for text, ids in prompts]

@@ -71,7 +71,7 @@ async def embed(state: ServerState, body: EmbeddingRequest, model: str) -> dict[
     given = as_prompts(body.input, state.config.max_prompts)
     with state.queue.room(len(given)):
         prompts = await read_prompts(state, given, add_special_tokens=body.add_special_tokens)
-        await client.ready()
+        await client.ready(state.config.request_timeout_s)
     ids = [ids for _, ids in prompts]
     normalize = pooling.normalize if body.normalize is None else body.normalize
     name = f"embd-{uuid.uuid4().hex}"

@@ -272,15 +272,20 @@ class EngineClient:
             if not stream.output.finished:
                 self._abort(stream)
 
-    async def ready(self) -> EngineChild:
+    async def ready(self, timeout_s: float | None = None) -> EngineChild:
         """The engine's process, once it stands.
 
         Raises:
             EngineDownError: it cannot be started, or the server shuts down.
+            ApiError: 504, it does not stand within ``timeout_s``.
         """
         if self._closing:
             raise EngineDownError("the server is shutting down.")
-        return await self._lives.ready()
+        try:
+            return await asyncio.wait_for(self._lives.ready(), timeout_s)
+        except asyncio.TimeoutError:
+            text = f"the request's time limit of {timeout_s:g} s is over; the engine is being started again"
+            raise ApiError(504, text) from None
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator gets the aborted output. Unknown ids, and those that are over, are ignored."""
