@@ -88,7 +88,8 @@ def run(
                 bad[result.outcome] += 1
                 if sum(bad.values()) <= 20 and not as_json:
                     progress.console.print(
-                        f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}"
+                        f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}",
+                        soft_wrap=True,
                     )
                     again = reproduction(backend, result.case_id, result.seed, options)
                     progress.console.print(f"  [dim]{escape(again)}[/]", soft_wrap=True, highlight=False)
