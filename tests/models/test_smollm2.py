@@ -22,7 +22,7 @@ PROMPTS = ["def fibonacci(n):\n"]
 
 @pytest.fixture(scope="module")
 def folder() -> str:
-    return str(resolve_model("smollm2-135m").path)
+    return str(resolve_model("smollm2-135m").folder)
 
 
 @pytest.fixture(scope="module")
