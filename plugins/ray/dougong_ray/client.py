@@ -18,6 +18,7 @@ from dougong.engine.transcript import Transcript
 from dougong.engine.vectors import unit
 from dougong.errors import DougongError, EngineError, InvalidRequestError
 from dougong.models.tokenizer import get_tokenizer
+from dougong.server.errors import EngineDownError
 from dougong.server.process.observer import RequestObserver, RequestStart
 from dougong.server.process.text import TextWorker
 from dougong.types import FinishReason, RequestOutput, RequestTimes, SamplingParams
@@ -73,14 +74,35 @@ class FleetClient:
     def num_completions(self) -> int:
         return len(self._running)
 
-    def check(self, prompt_token_ids: list[int], params: SamplingParams) -> SamplingParams:
-        """The options as the engine takes them.
+    def check(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        kv_transfer_params: Mapping[str, Any] | None = None,
+    ) -> SamplingParams:
+        """The options as the engine takes them. What a priority counts for, each replica knows.
 
         Raises:
-            InvalidRequestError: prompt or options can never be served.
+            InvalidRequestError: prompt or options can never be served, or the id is in use.
         """
+        if kv_transfer_params is not None:
+            raise InvalidRequestError("kv_transfer_params: a fleet moves no KV between its replicas. Leave them out.")
+        if request_id in self._running:
+            raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
         self.prompts.read({"prompt_token_ids": prompt_token_ids})
         return self.prompts.resolve(params)
+
+    async def ready(self, timeout_s: float | None = None) -> None:
+        """Nothing to wait for: a request itself waits for a replica, within its own time limit.
+
+        Raises:
+            EngineDownError: the server shuts down.
+        """
+        if self._closing:
+            raise EngineDownError("the server is shutting down.")
 
     async def generate(
         self,
@@ -99,15 +121,13 @@ class FleetClient:
         Raises:
             InvalidRequestError: it can never be served, or the id is in use.
         """
-        if kv_transfer_params:
-            raise InvalidRequestError("kv_transfer_params: a fleet moves no KV between its replicas.")
-        if request_id in self._running:
-            raise InvalidRequestError(f"request id {request_id!r} is in use: give each running request its own.")
-        resolved = self.check(prompt_token_ids, params)
+        resolved = self.check(
+            prompt_token_ids, params, request_id=request_id, priority=priority, kv_transfer_params=kv_transfer_params
+        )
         seed = resolved.seed
         if seed is None and not resolved.greedy:
             seed = random.getrandbits(62)  # the same on every replica that will be asked
-        transcripts = [Transcript(resolved, index, self.tokenizer) for index in range(resolved.n)]
+        transcripts = [Transcript(resolved, index, self.tokenizer, prompt_token_ids) for index in range(resolved.n)]
         output = RequestOutput(
             request_id,
             None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from dougong_ray.config import FleetConfig
@@ -118,3 +121,21 @@ def test_the_package_and_its_plain_parts_import_neither_ray_nor_torch() -> None:
         "assert not {'ray', 'torch'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["check", "ready", "generate", "embed", "abort", "close"])
+def test_the_server_calls_a_fleet_as_it_calls_an_engine(name: str) -> None:
+    """Read, not imported: Ray need not be there."""
+
+    def arguments(module: str, kind: str) -> str:
+        found = importlib.util.find_spec(module)
+        assert found is not None and found.origin is not None
+        tree = ast.parse(Path(found.origin).read_text())
+        (body,) = (one.body for one in tree.body if isinstance(one, ast.ClassDef) and one.name == kind)
+        (method,) = (
+            one for one in body if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef)) and one.name == name
+        )
+        return ast.unparse(method.args)
+
+    ours = arguments("dougong_ray.client", "FleetClient")
+    assert ours == arguments("dougong.server.process.client", "EngineClient")
