@@ -22,6 +22,7 @@ from dougong_cuda import sdk
 from dougong_cuda.limits import FLASH_NHD, flash_refusals
 from dougong_cuda.plans import SightPlan, clear_blind, decodes_of, from_row
 from dougong_kernels.attention import TritonAttention, TritonPlan
+from dougong_kernels.library import unusable
 from dougong_kernels.ops.write import write
 
 __all__ = ["LONG_PROMPT", "FlashAttention", "LongPromptAttention"]
@@ -46,7 +47,7 @@ class FlashAttention(AttentionKernel):
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
         found = capability(device)
-        return (*flash_refusals(query, found), *sdk.unusable(lambda: sdk.flash(found)))
+        return (*flash_refusals(query, found), *unusable(lambda: sdk.flash(found)))
 
     def new_plan(self) -> SightPlan:
         return SightPlan(self.limits, self.device.torch_device)

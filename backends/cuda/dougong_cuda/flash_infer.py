@@ -25,6 +25,7 @@ from dougong_cuda import sdk
 from dougong_cuda.flash import capability
 from dougong_cuda.limits import INFER_HND, INFER_NHD, infer_refusals
 from dougong_cuda.plans import SightPlan, clear_blind, from_row
+from dougong_kernels.library import unusable
 from dougong_kernels.ops.write import write
 
 __all__ = ["FlashInferAttention"]
@@ -61,7 +62,7 @@ class FlashInferAttention(AttentionKernel):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        return (*infer_refusals(query, capability(device)), *sdk.unusable(sdk.flashinfer))
+        return (*infer_refusals(query, capability(device)), *unusable(sdk.flashinfer))
 
     def new_plan(self) -> FlashInferPlan:
         return FlashInferPlan(self.limits, self.device.torch_device)

@@ -16,9 +16,7 @@ from typing import Any
 
 import torch
 
-from dougong.hal import Refusal
-
-__all__ = ["FLASH", "FlashLibrary", "flash", "flashinfer", "missing", "unusable", "varlen"]
+__all__ = ["FLASH", "FlashLibrary", "flash", "flashinfer", "missing", "varlen"]
 
 _ALIAS = "dougong_cuda._vllm_flash_attn"
 #: Import names of packages that bring FlashAttention with small pages, preferred first.
@@ -48,15 +46,6 @@ def missing(what: str) -> str:
     else:
         there = find_spec(what) is not None
     return "" if there else f"not installed ({_INSTALL[what]})"
-
-
-def unusable(load: Callable[[], Any]) -> tuple[Refusal, ...]:
-    """Why what ``load`` gives cannot be used; empty if it can."""
-    try:
-        load()
-    except ImportError as error:
-        return (Refusal(str(error), "the triton provider"),)
-    return ()
 
 
 @lru_cache(maxsize=4)

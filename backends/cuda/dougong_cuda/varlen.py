@@ -26,6 +26,7 @@ from dougong_cuda.flash import capability
 from dougong_cuda.limits import varlen_refusals
 from dougong_cuda.plans import SightPlan, clear_blind
 from dougong_kernels.dense import DenseKeys, dense_keys
+from dougong_kernels.library import unusable
 from dougong_kernels.ops.write import write
 
 __all__ = ["VarlenAttention"]
@@ -59,9 +60,9 @@ class VarlenAttention(AttentionKernel):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        unusable = sdk.unusable(sdk.varlen)
-        if unusable:
-            return unusable
+        refused = unusable(sdk.varlen)
+        if refused:
+            return refused
         found, library, spec = list(varlen_refusals(query, capability(device))), sdk.varlen(), query.spec
         if not library.scale and abs(spec.scale * spec.head_dim**0.5 - 1) > 1e-6:
             found.append(Refusal(f"scale {spec.scale}: this torch takes 1/sqrt(head dim) only", "torch 2.11 or newer"))

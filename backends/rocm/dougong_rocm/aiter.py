@@ -33,6 +33,7 @@ from dougong_kernels.ops.write import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+from dougong_kernels.library import unusable
 
 __all__ = ["AITER_NHD", "AiterAttention", "sdk"]
 
@@ -81,12 +82,8 @@ class AiterAttention(AttentionKernel):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        found = list(_refusals(query, str(getattr(getattr(device, "target", None), "name", "no gfx target"))))
-        try:
-            sdk()
-        except ImportError as error:
-            found.append(Refusal(str(error), "the triton provider"))
-        return tuple(found)
+        target = str(getattr(getattr(device, "target", None), "name", "no gfx target"))
+        return (*_refusals(query, target), *unusable(sdk))
 
     def new_plan(self) -> AiterPlan:
         return AiterPlan(self.limits.max_tokens, self.device.torch_device)

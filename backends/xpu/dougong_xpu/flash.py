@@ -18,6 +18,7 @@ from dougong.hal import (
     RaggedKV,
     Refusal,
 )
+from dougong_kernels.library import unusable
 from dougong_xpu import sdk
 from dougong_xpu.limits import SGL_NHD, VLLM_NHD, sgl_refusals, vllm_refusals
 from dougong_xpu.plans import BlindAttention, BlindPlan, head, portable_write
@@ -39,7 +40,7 @@ class VllmAttention(BlindAttention):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        return (*vllm_refusals(query), *sdk.unusable(sdk.vllm))
+        return (*vllm_refusals(query), *unusable(sdk.vllm))
 
     def run(
         self,
@@ -107,7 +108,7 @@ class SglAttention(BlindAttention):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        return (*sgl_refusals(query), *sdk.unusable(sdk.sgl))
+        return (*sgl_refusals(query), *unusable(sdk.sgl))
 
     def run(
         self,

@@ -16,6 +16,7 @@ from dougong.hal import (
     RaggedKV,
     Refusal,
 )
+from dougong_kernels.library import unusable
 from dougong_xpu import sdk
 from dougong_xpu.limits import IPEX_HND, ipex_refusals
 from dougong_xpu.plans import BlindAttention, BlindPlan
@@ -36,7 +37,7 @@ class IpexAttention(BlindAttention):
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Device) -> tuple[Refusal, ...]:
-        return (*ipex_refusals(query), *sdk.unusable(sdk.ipex))
+        return (*ipex_refusals(query), *unusable(sdk.ipex))
 
     def run(
         self,

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from dougong.hal import Refusal
-
-__all__ = ["LIBRARIES", "ipex", "missing", "sgl", "torch_minor", "unusable", "vllm"]
+__all__ = ["LIBRARIES", "ipex", "missing", "sgl", "torch_minor", "vllm"]
 
 #: Import name to what a person installs.
 LIBRARIES = {
@@ -34,15 +31,6 @@ def missing(library: str) -> str:
     if find_spec(library) is None:
         return f"{library} is not installed (it comes with {LIBRARIES[library]})"
     return ""
-
-
-def unusable(load: Callable[[], Any]) -> tuple[Refusal, ...]:
-    """Why the operators that ``load``, one of the functions below, gives cannot be used; empty if they can."""
-    try:
-        load()
-    except ImportError as error:
-        return (Refusal(str(error), "the triton provider"),)
-    return ()
 
 
 def vllm() -> Any:
