@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from dougong.engine.prompt import check_unicode
 from dougong.errors import InvalidRequestError
 
 __all__ = ["TextWorker"]
@@ -36,7 +37,7 @@ class TextWorker:
         Raises:
             InvalidRequestError: it is no Unicode text (lone surrogates).
         """
-        check_text(text)
+        check_unicode("the text", text)
         ids: list[int] = await self.run(
             lambda tokenizer: tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         )
@@ -79,23 +80,10 @@ class TextWorker:
                 raise InvalidRequestError(
                     f"the chat template does not accept these messages: {type(error).__name__}: {error}"
                 ) from error
-            check_text(text)
+            check_unicode("the text", text)
             return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
         return await self.run(work)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def check_text(text: str) -> None:
-    """Raises:
-    InvalidRequestError: ``text`` has surrogates without their other half, which no tokenizer can read.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"the text is not valid Unicode: a lone surrogate U+{ord(text[error.start]):04X} at character "
-            f"{error.start}. Send whole characters."
-        ) from None
