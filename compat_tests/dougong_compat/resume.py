@@ -1,28 +1,38 @@
-"""Going on with a run that was cut: its results stand, if they are of the same suite, backend and device."""
+"""Going on with a run that was cut, or from a smaller profile: results stand of the same suite, backend and device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from dougong_compat.case import PROFILES
 from dougong_compat.outcome import Outcome, Result
 
-__all__ = ["parts_of", "same_run", "stood"]
+__all__ = ["parts_of", "same_run", "stood", "within"]
 
 _FACTS = ("backend", "plugin", "version", "device", "torch")
 _JUDGED_BY = ("tolerance", "capabilities", "waivers")
 
 
+def within(profile: str) -> tuple[str, ...]:
+    """The profiles whose cases ``profile`` runs in the same way. ``certified`` runs all of them in its own."""
+    return (profile,) if profile == "certified" else PROFILES[: PROFILES.index(profile) + 1]
+
+
 def same_run(
     report: Mapping[str, Any], facts: Mapping[str, Any], manifest: Mapping[str, Any], profile: str, cases_sha256: str
 ) -> None:
-    """Refuse a report that another run's results cannot be added to. ``manifest``: as in a report.
+    """Refuse a report that another run's results cannot be added to.
+
+    ``manifest``: as in a report; ``cases_sha256``: of the report's own profile, as the suite is today.
 
     Raises:
-        ValueError: it is of another profile, suite, backend, device, torch, kernels or manifest; says which.
+        ValueError: it is of a profile that is not part of this one, of another suite, backend, device, torch, kernels
+            or manifest; says which.
     """
     given, wanted = report["environment"], dict(facts)
-    differ = [f"profile {report['profile']!r}, not {profile!r}"] if report["profile"] != profile else []
+    parts = within(profile)
+    differ = [] if report["profile"] in parts else [f"profile {report['profile']!r}, not {' or '.join(parts)}"]
     if report["suite"]["cases_sha256"] != cases_sha256:
         differ.append(f"suite {report['suite']['version']} with other cases")
     differ += [

@@ -42,7 +42,7 @@ class Session:
     budget: float | None = None
     """Seconds after which no further case is asked; the report then says what was not run."""
     resume: Mapping[str, Any] | None = None
-    """The report of a run that was cut: only the cases that it lacks are run."""
+    """The report of a run that was cut, or of a smaller profile: only the cases that it lacks are run."""
     floors: dict[str, int] | None = None
     performance: Sequence[dict[str, Any]] = ()
 
@@ -88,7 +88,7 @@ def run_profile(
         chosen = select([*cases, *added.cases], session.only)
         kept: dict[str, Result] = {}
         if session.resume is not None:
-            sha256 = mustpass_hash(case.id for case in cases)
+            sha256 = mustpass_hash(case.id for case in collect_profile(session.resume["profile"]))
             same_run(session.resume, facts, manifest.to_json(), session.profile, sha256)
             kept = {result.case_id: result for result in stood(session.resume)}
         left = [case for case in chosen if case.id not in kept]

@@ -20,7 +20,7 @@ from dougong_compat.report.junit import junit
 from dougong_compat.report.schema_check import violations
 from dougong_compat.report.verify import faults
 from dougong_compat.resolve import Resolver
-from dougong_compat.resume import same_run
+from dougong_compat.resume import same_run, within
 from dougong_compat.run import Runner
 from dougong_compat.selftest.lab import TODAY
 from dougong_compat.session import Session, run_profile, unopened
@@ -192,6 +192,21 @@ def test_another_runs_results_are_not_added(change: str) -> None:
         report["manifest"]["tolerance"] = "relaxed"
     with pytest.raises(ValueError, match="run the profile anew"):
         same_run(report, facts, manifest, "core", "a")
+
+
+def test_a_smaller_profiles_report_is_gone_on_with() -> None:
+    assert [within(profile) for profile in ("smoke", "full")] == [("smoke",), ("smoke", "core", "full")]
+    assert within("certified") == ("certified",), "its inputs end at a closed page: no other profile's do"
+
+
+@pytest.mark.prove
+def test_core_goes_on_from_smoke() -> None:
+    """A report of another profile is held to that profile's cases, and only what it lacks is run."""
+    smoke = json.loads(json.dumps(run_profile(Session(HONEST, "smoke", only=("L1/op/silu_mul",)))[0]))
+    ran = {row["id"] for row in smoke["cases"]}
+    more, cases = run_profile(Session(HONEST, "core", only=("L1/op/silu_mul",), resume=smoke))
+    assert ran < {case.id for case in cases} and more["parts"][1]["cases"] == len(cases) - len(ran)
+    assert more["profile"] == "core" and more["not_run"] == []
 
 
 def test_the_line_that_runs_a_case_again_names_what_the_run_was_given() -> None:

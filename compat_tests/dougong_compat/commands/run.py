@@ -51,7 +51,9 @@ def run(
     budget: float = typer.Option(
         None, min=1.0, help="Seconds after which the run is cut; the report says what was not run (and is INVALID)."
     ),
-    resume: Path = typer.Option(None, help="The report.json of a run that was cut: run what it lacks, report it all."),
+    resume: Path = typer.Option(
+        None, help="The report.json of a run that was cut, or of a smaller profile: run what it lacks, report it all."
+    ),
     with_perf: bool = typer.Option(False, "--perf", help="Measure performance too (L5)."),
     as_json: bool = _JSON,
 ) -> None:
