@@ -44,12 +44,15 @@ class ExtendConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a kernel object is made with. `few` serves batches of up to `few_rows` rows, where merging costs most."""
+    """What a kernel object is made with. `few` serves batches of up to `few_rows` rows, where merging costs most;
+    `fewest` those of up to `fewest_rows`, where programs that find nothing to do cost as much as those that work."""
 
     split: SplitConfig
     extend: ExtendConfig
     few: SplitConfig | None = None
     few_rows: int = 0
+    fewest: SplitConfig | None = None
+    fewest_rows: int = 0
 
 
 def config_class(head_dim: int, latent: bool, wide: bool, exact: bool) -> str:
@@ -85,8 +88,10 @@ def configs_for(
     entry = table_for(target).get(config_class(head_dim, latent, wide, exact), {})
     split, extend = _safe(target, head_dim, latent, exact)
     split, extend = replace(split, **entry.get("split", {})), replace(extend, **entry.get("extend", {}))
-    few = entry.get("few")
-    return Settings(split, extend, replace(split, **few) if few else None, entry.get("few_rows", {}).get("rows", 0))
+    few = replace(split, **entry["few"]) if "few" in entry else None
+    fewest = replace(few or split, **entry["fewest"]) if "fewest" in entry else None
+    rows = {name: entry.get(name, {}).get("rows", 0) for name in ("few_rows", "fewest_rows")}
+    return Settings(split, extend, few, rows["few_rows"], fewest, rows["fewest_rows"])
 
 
 def _safe(target: str, head_dim: int, latent: bool, exact: bool) -> tuple[SplitConfig, ExtendConfig]:

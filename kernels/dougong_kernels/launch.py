@@ -11,7 +11,7 @@ import torch
 
 from dougong_kernels.target import interpreted
 
-__all__ = ["Launcher", "aligned"]
+__all__ = ["Launcher", "aligned", "signature"]
 
 
 def aligned(*tensors: torch.Tensor | None) -> int:
@@ -21,6 +21,11 @@ def aligned(*tensors: torch.Tensor | None) -> int:
         if tensor is None or tensor.data_ptr() % 16 == 0:
             bits |= 1 << at
     return bits
+
+
+def signature(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
+    """What the compiler specialises on of these arguments: their dtypes (None: missing), and which are aligned."""
+    return aligned(*tensors), *(None if tensor is None else tensor.dtype for tensor in tensors)
 
 
 @lru_cache(maxsize=1)

@@ -32,7 +32,7 @@ def _pow2(n: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """All that is fixed at compile time. `block_size` 0: K and V come without pages (ragged)."""
+    """All that is fixed when the kernels are made. `block_size` 0: K and V come without pages (ragged)."""
 
     num_heads: int
     num_kv_heads: int
@@ -117,6 +117,8 @@ class PagedAttention:
         # Graphs are the device's own: torch.cuda's (HIP's too), torch.xpu's. The host records none.
         self.capturing = getattr(torch.get_device_module(self.device.type), "is_current_stream_capturing", None)
         self.invariant = batch_invariant
+        # No key is farther away; what is added to a position stays within 32 bits.
+        self.window = min(shape.window, 1 << 30)
         s = shape
         self.group = s.num_heads // s.num_kv_heads
         self.d_rope = s.head_dim - s.head_dim_v if s.latent else 0
@@ -127,9 +129,10 @@ class PagedAttention:
         self.gb = min(self.group, _MAX_TILE_ROWS)
         self.many = self._cut(settings.split, 1)
         self.few = self.many if settings.few is None else self._cut(settings.few, 1)
+        self.fewest = self.few if settings.fewest is None else self._cut(settings.fewest, 1)
         # Drafts: the tile's rows are queries too.
         self.drafts = self._cut(settings.few or settings.split, _SPEC_TOKENS)
-        self.programs = max(cut.programs for cut in (self.many, self.few, self.drafts))
+        self.programs = max(cut.programs for cut in (self.many, self.few, self.fewest, self.drafts))
         # Extend kernel.
         self.egb = min(self.group, self.extend.rows)
         self.eqt = self.extend.rows // self.egb
@@ -148,14 +151,14 @@ class PagedAttention:
         if s.fp8 >= 2:
             kv_dtype = torch.uint8
         sinks, slopes = (floats if s.sinks else None), (floats if s.alibi else None)
-        layer = (None, 1.0, sinks, slopes, s.scale, s.softcap)
+        layer = (None, 1.0, sinks, slopes, s.scale, s.softcap, self.window)
         strides = (16,) * 11
         _PLAN.compile_ahead(
             self._plan_constants(), self.device,
-            (ints, ints, ints, torch.int64, ints, ints, ints, ints, ints, *(3,) * 10, *self._plan_constants()),
+            (ints, ints, ints, torch.int64, ints, ints, ints, ints, ints, *(3,) * 11, *self._plan_constants()),
             self._plan_options(),
         )  # fmt: skip
-        for cut in {self.many: None, self.few: None}:
+        for cut in {self.many: None, self.few: None, self.fewest: None}:
             constants, options = self._call("split", cut, 1, False, False, True)
             _SPLIT.compile_ahead(constants, self.device, (
                 dtype, kv_dtype, kv_dtype, dtype, None, torch.int64, ints, ints, ints, start, floats, floats, ints,
@@ -168,7 +171,7 @@ class PagedAttention:
 
     def _plan_constants(self) -> tuple[Any, ...]:
         block = min(1024, max(64, _pow2(max(self.max_rows, self.programs))))
-        return self.shape.causal, self.shape.window, max(1, self.max_rows.bit_length()), block
+        return self.shape.causal, self.shape.window > 0, max(1, self.max_rows.bit_length()), block
 
     def _plan_options(self) -> dict[str, Any]:
         return {"num_warps": min(8, max(1, self._plan_constants()[-1] // 128))}
@@ -191,6 +194,12 @@ class PagedAttention:
         unit = _pow2(max(-(-512 // keys), -(-tiles // 32)))
         units = -(-tiles // unit)
         return Cut(config, heads, keys, groups, programs, unit, self.max_rows * units * groups if units > 1 else 1)
+
+    def _cut_for(self, num_rows: int) -> Cut:
+        settings = self.settings
+        if self.invariant or num_rows > max(settings.few_rows, settings.fewest_rows):
+            return self.many
+        return self.fewest if num_rows <= settings.fewest_rows else self.few
 
     def _workspace(self, cut: Cut, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Partial results [slots, rows of a tile, Dv] and their LSE, float32."""
@@ -234,8 +243,7 @@ class PagedAttention:
         """
         short, items = self._paths(num_rows, num_tokens, max_q_len, host_cu_q)
         if into.launched is None:
-            few = num_rows <= self.settings.few_rows and not self.invariant
-            into.cut = self.drafts if short > 1 else self.few if few else self.many
+            into.cut = self.drafts if short > 1 else self._cut_for(num_rows)
         else:
             short, items = self._fit(into.launched, short, items, num_rows, num_tokens, max_q_len)
         into.split_tokens, into.max_items, into.num_tokens = short, items, num_tokens
@@ -254,7 +262,8 @@ class PagedAttention:
                 cu_q, kv_len, address, into.head, into.prefix, into.tiles, into.starts, into.rows, into.items,
                 num_rows, short, cut.groups, cut.programs, 1 if self.invariant else cut.config.min_units,
                 0 if self.invariant else cut.config.half_below, cut.unit_tiles,
-                0 if table is None else table.stride(0), self.eqt, cut.keys, *constants,
+                0 if table is None else table.stride(0), self.eqt, cut.keys, self.window,
+                *constants,
             ),
             self._plan_options(),
         )  # fmt: skip
@@ -292,7 +301,7 @@ class PagedAttention:
         s, e = self.shape, self.extend
         both = dict(
             K=s.num_kv_heads, G=self.group, PAGE=s.block_size, D=self.d_main, DP=self.d_pad, DR=self.d_rope,
-            DV=s.head_dim_v, DVP=self.dv_pad, CAUSAL=s.causal, WINDOW=s.window, SOFTCAP=s.softcap > 0,
+            DV=s.head_dim_v, DVP=self.dv_pad, CAUSAL=s.causal, WINDOW=s.window > 0, SOFTCAP=s.softcap > 0,
             ALIBI=s.alibi, SINKS=s.sinks, FP8=s.fp8, UPCAST=s.upcast, LATENT=s.latent, SCALES=scales, LSE=lse,
             SAME=same, PACK_K=s.pack_k, PACK_V=s.pack_v,
         )  # fmt: skip
@@ -369,7 +378,7 @@ class PagedAttention:
             q.stride(0), q.stride(1), kb, kn, kh, vb, vn, vh, out.stride(0), out.stride(1),
             0 if lse is None else lse.stride(0),
         )  # fmt: skip
-        layer = (k_scale, v_scale, sinks, slopes, scale, s.softcap)
+        layer = (k_scale, v_scale, sinks, slopes, scale, s.softcap, self.window)
         same = (kb, kn, kh) == (vb, vn, vh) and s.pack_k == s.pack_v
         key = (
             strides, aligned(q, k, v, out, lse, kv_start, sinks, slopes, k_scale if scaled else None,

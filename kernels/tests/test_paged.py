@@ -26,8 +26,9 @@ def shape(h: int = 4, k: int = 2, d: int = 32, dv: int = 0, n: int = 16, **more:
 
 
 def attention(
-    s: Shape, device: str, split: SplitConfig = SPLIT, extend: ExtendConfig = EXTEND, few: Any = None, **more: Any
-) -> Any:
+    s: Shape, device: str, split: SplitConfig = SPLIT, extend: ExtendConfig = EXTEND, few: Any = None,
+    fewest: Any = None, **more: Any,
+) -> Any:  # fmt: skip
     return PagedAttention(
         s,
         max_rows=8,
@@ -35,7 +36,7 @@ def attention(
         max_kv_len=2048,
         cores=2,
         device=device,
-        settings=Settings(split, extend, few, 2 if few else 0),
+        settings=Settings(split, extend, few, 2 if few else 0, fewest, 1 if fewest else 0),
         **more,
     )
 
@@ -99,6 +100,23 @@ def test_few_rows_have_settings_of_their_own(device: str) -> None:
     few = replace(SPLIT, heads_per_tile=1, columns=16)
     verify(shape(), ([1, 1], [70, 33]), device, few=few)
     verify(shape(), ([1, 1, 1], [70, 33, 1]), device, few=few)
+    verify(shape(), ([1], [70]), device, few=few, fewest=replace(few, per_core=1))
+
+
+@pytest.mark.parametrize("rows, expected", [(1, "fewest"), (2, "few"), (3, "many")])
+def test_the_number_of_rows_chooses_the_settings(rows: int, expected: str) -> None:
+    few, fewest = replace(SPLIT, columns=64), replace(SPLIT, columns=16)
+    made = attention(shape(), "cpu", few=few, fewest=fewest)
+    assert made._cut_for(rows) is getattr(made, expected)
+
+
+def test_windows_share_one_compiled_kernel() -> None:
+    """A model whose layers have windows of several sizes compiles once."""
+    one, other, none = (attention(shape(window=window), "cpu") for window in (5, 4096, 0))
+    assert one._plan_constants() == other._plan_constants() != none._plan_constants()
+    calls = [made._call("split", made.many, 1, False, False, True) for made in (one, other, none)]
+    assert calls[0] == calls[1] != calls[2]
+    assert (one.window, other.window, attention(shape(window=1 << 40), "cpu").window) == (5, 4096, 1 << 30)
 
 
 def test_window_edges(device: str) -> None:

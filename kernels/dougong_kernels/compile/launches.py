@@ -84,7 +84,7 @@ def _attention(
     args |= dict(
         head="*i64", kv_start=None if s.block_size else "*i32", k_scale="*fp32" if scales else None,
         v_scale="*fp32" if scales else "fp32", sinks="*fp32" if s.sinks else None,
-        slopes="*fp32" if s.alibi else None, scale="fp32", softcap="fp32", max_items="i32",
+        slopes="*fp32" if s.alibi else None, scale="fp32", softcap="fp32", window="i32", max_items="i32",
     )  # fmt: skip
     both = paged.constants(paged.many, 1, scales=scales, lse=True, same=same)
     for part, kernel, constants in zip(("split", "extend"), (split.split_kernel, extend.extend_kernel), both):
@@ -102,8 +102,8 @@ def _around(target: Target) -> Iterator[Launch]:
     yield Launch("plan", planning.plan_kernel, dict(
         dict.fromkeys(("cu_q", "kv_len", "table", "prefix", "tiles", "starts", "rows", "items"), "*i32"),
         **dict.fromkeys(("num_rows", "short", "groups", "programs", "min_units", "half_below", "unit_tiles", "width",
-                         "extend_tokens", "keys"), "i32"),
-        head="*i64", CAUSAL=True, WINDOW=0, STEPS=9, BLOCK=256, num_warps=2,
+                         "extend_tokens", "keys", "window"), "i32"),
+        head="*i64", CAUSAL=True, WINDOW=False, STEPS=9, BLOCK=256, num_warps=2,
     ), core=True)  # fmt: skip
     for label, kind, cache, pack in (("", 0, "bf16", 0), (" int8", 1, "i8", 0), (" fp8", 2, "u8", 0),
                                      (" fnuz packed", 3, "u8", 16)):  # fmt: skip

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from dougong_kernels.launch import Launcher, signature
 from dougong_kernels.ops.support import supports
 from dougong_kernels.target import early_start
 from dougong_kernels.triton.pointwise import gated_kernel, merge_kernel, rms_norm_kernel
 
 __all__ = ["add_rms_norm", "gelu_tanh_mul", "merge_lse", "rms_norm", "silu_mul"]
+
+_NORM, _GATED, _MERGE = Launcher(rms_norm_kernel), Launcher(gated_kernel), Launcher(merge_kernel)
 
 
 def _pow2(n: int) -> int:
@@ -26,11 +29,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
     out = torch.empty(flat.shape, dtype=x.dtype, device=x.device)
     if flat.shape[0]:
-        block, early = _pow2(size), early_start(x.device)
-        rms_norm_kernel[(flat.shape[0],)](
-            flat, flat, out, flat, weight, eps, offset, flat.stride(0), 0, out.stride(0), 0,
-            E=size, BLOCK=block, ADD=False, OFFSET=offset != 0, EARLY=bool(early), num_warps=_warps(block), **early,
-        )  # fmt: skip
+        _norm(flat, flat, out, flat, weight, eps, offset, (flat.stride(0), 0, size, 0), add=False)
     return out.view(x.shape)
 
 
@@ -43,12 +42,31 @@ def add_rms_norm(
         x, residual = x.contiguous(), residual.contiguous()
     rows = x.numel() // size if size else 0
     if rows:
-        block, early = _pow2(size), early_start(x.device)
-        rms_norm_kernel[(rows,)](
-            x, residual, x, residual, weight, eps, offset, size, size, size, size,
-            E=size, BLOCK=block, ADD=True, OFFSET=offset != 0, EARLY=bool(early), num_warps=_warps(block), **early,
-        )  # fmt: skip
+        _norm(x, residual, x, residual, weight, eps, offset, (size, size, size, size), add=True)
     return x, residual
+
+
+def _norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    out: torch.Tensor,
+    total: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    strides: tuple[int, int, int, int],
+    *,
+    add: bool,
+) -> None:
+    """``strides``: those of a row in x, residual, out and total."""
+    size, early = x.shape[-1], early_start(x.device)
+    block = _pow2(size)
+    constants = size, block, add, offset != 0, bool(early)
+    _NORM(
+        (constants, strides, signature(x, residual, out, total, weight), x.device.index), (x.numel() // size, 1, 1),
+        (x, residual, out, total, weight, float(eps), float(offset), *strides, *constants),
+        {"num_warps": _warps(block), **early},
+    )  # fmt: skip
 
 
 def _gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
@@ -59,9 +77,10 @@ def _gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     if out.numel():
         block = min(1024 if out.numel() >= 1 << 18 else 256, _pow2(size))
         early = early_start(out.device)
-        gated_kernel[(out.shape[0], -(-size // block))](
-            flat, out, flat.stride(0), I=size, GELU=gelu, BLOCK=block, EARLY=bool(early),
-            num_warps=max(1, block // 256), **early,
+        stride, constants = flat.stride(0), (size, gelu, block, bool(early))
+        _GATED(
+            (constants, stride, signature(flat, out), out.device.index), (out.shape[0], -(-size // block), 1),
+            (flat, out, stride, *constants), {"num_warps": max(1, block // 256), **early},
         )  # fmt: skip
     return out.view(*gate_up.shape[:-1], size)
 
@@ -87,9 +106,12 @@ def merge_lse(
     lse_a, lse_b = (x if x.stride(-1) == 1 else x.contiguous() for x in (lse_a, lse_b))
     if tokens:
         block = _pow2(dim)
-        merge_kernel[(tokens * heads,)](
-            out_a, lse_a, out_b, lse_b, out, lse, out_a.stride(0), out_a.stride(1), out_b.stride(0), out_b.stride(1),
-            lse_a.stride(0), lse_b.stride(0), H=heads, DV=dim, BLOCK=block, num_warps=max(1, min(4, block // 64)),
+        constants = heads, dim, block
+        tensors = out_a, lse_a, out_b, lse_b, out, lse
+        strides = *out_a.stride()[:2], *out_b.stride()[:2], lse_a.stride(0), lse_b.stride(0)
+        _MERGE(
+            (constants, strides, signature(*tensors), out.device.index), (tokens * heads, 1, 1),
+            (*tensors, *strides, *constants), {"num_warps": max(1, min(4, block // 64))},
         )  # fmt: skip
     return out, lse
 

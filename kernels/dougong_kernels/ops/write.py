@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +11,14 @@ import torch
 from dougong.hal import LayerArgs, LayerCache
 from dougong.hal.layout import PlaneLayout
 from dougong.hal.rope import QKVShape, RopeTable
+from dougong_kernels.launch import Launcher, signature
 from dougong_kernels.ops.support import supports
 from dougong_kernels.target import early_start
 from dougong_kernels.triton.rotate import rotate_write_kernel
 
 __all__ = ["packing", "plane_view", "qk_norm_rope_write", "rope", "write"]
 
+_ROTATE_WRITE = Launcher(rotate_write_kernel)
 _KINDS = {torch.int8: 1, torch.float8_e4m3fn: 2, torch.float8_e4m3fnuz: 3}
 
 
@@ -48,6 +52,56 @@ def packing(parsed: PlaneLayout, itemsize: int) -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Target:
+    """A layer's cache as the kernel takes it. ``scaled``: values are divided by the layer's scales."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    strides: tuple[int, ...]
+    page: int
+    pack_k: int
+    pack_v: int
+    kind: int
+    scaled: bool
+    write_v: bool
+
+
+_TARGETS: dict[tuple[int, torch.dtype], tuple[weakref.ref[LayerCache], _Target]] = {}
+
+
+def _target(cache: LayerCache, dtype: torch.dtype) -> _Target:
+    """Made once per cache and dtype of what is written: writes are on the step's path."""
+    key = id(cache), dtype
+    found = _TARGETS.get(key)
+    if found is not None and found[0]() is cache:
+        return found[1]
+    kept = cache.spec.kv_dtype
+    if kept != dtype and kept not in _KINDS and kept not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"a cache in {kept}: int8, float8_e4m3fn, float8_e4m3fnuz or the model's dtype is needed")
+    kind = _KINDS[kept] if kept != dtype and kept in _KINDS else 0
+    k = plane_view(cache, "k")
+    write_v = "v" in cache.planes
+    v = plane_view(cache, "v") if write_v else k
+    pack_k = packing(cache.layout.parsed["k"], k.itemsize) or 0
+    pack_v = (packing(cache.layout.parsed["v"], v.itemsize) or 0) if write_v else 0
+    if kind >= 2:
+        k, v = k.view(torch.uint8), v.view(torch.uint8)
+    strides = *k.stride()[:3], *v.stride()[:3]
+    made = _Target(k, v, strides, cache.block_size, pack_k, pack_v, kind, kept != dtype, write_v)
+    _TARGETS[key] = weakref.ref(cache, lambda _: _TARGETS.pop(key, None)), made
+    return made
+
+
+def _scales(layer: LayerArgs, device: torch.device) -> tuple[Any, Any, bool]:
+    """(K's scale, V's scale, whether they are tensors)."""
+    k_scale, v_scale = layer.k_scale, layer.v_scale
+    if not (isinstance(k_scale, torch.Tensor) or isinstance(v_scale, torch.Tensor)):
+        return float(k_scale), float(v_scale), False
+    both = (x if isinstance(x, torch.Tensor) else torch.full((1,), x, device=device) for x in (k_scale, v_scale))
+    return *both, True
+
+
 def _launch(
     q: torch.Tensor | None,
     k: torch.Tensor | None,
@@ -68,60 +122,44 @@ def _launch(
     tokens = first.shape[0]
     if tokens == 0:
         return
-    rotary = 0 if table is None else table.rotary_dim
-    kind, page, scaled = 0, 1, False
-    k_scale: Any = 1.0
-    v_scale: Any = 1.0
-    k_cache: Any = first
-    v_cache: Any = first
-    cs: tuple[int, ...] = (0, 0, 0)
-    vs: tuple[int, ...] = (0, 0, 0)
-    pack_k, pack_v = 0, 0
-    write_v = False
-    if cache is not None:
-        page = cache.block_size
-        k_cache = plane_view(cache, "k")
-        write_v = "v" in cache.planes
-        v_cache = plane_view(cache, "v") if write_v else k_cache
-        cs, vs = k_cache.stride()[:3], v_cache.stride()[:3]
-        pack_k = packing(cache.layout.parsed["k"], k_cache.itemsize) or 0
-        pack_v = (packing(cache.layout.parsed["v"], v_cache.itemsize) or 0) if write_v else 0
-        if cache.spec.kv_dtype != first.dtype:
-            assert layer is not None
-            if cache.spec.kv_dtype in _KINDS:
-                kind = _KINDS[cache.spec.kv_dtype]
-            elif cache.spec.kv_dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                raise ValueError(
-                    f"a cache in {cache.spec.kv_dtype}: int8, float8_e4m3fn, float8_e4m3fnuz or the model's dtype is "
-                    "needed"
-                )
-            k_scale, v_scale = layer.k_scale, layer.v_scale
-            scaled = isinstance(k_scale, torch.Tensor) or isinstance(v_scale, torch.Tensor)
-            if scaled:
-                k_scale, v_scale = (
-                    x if isinstance(x, torch.Tensor) else torch.full((1,), x, device=first.device)
-                    for x in (k_scale, v_scale)
-                )
-        if kind >= 2:
-            k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     per = min(_pow2(max(heads, kv_heads)), 4 if tokens <= 64 else 16)
     blocks = -(-heads // per)
+    k_scale, v_scale, scales = 1.0, 1.0, False
+    k_cache = v_cache = first
+    cache_strides: tuple[int, ...] = (0,) * 6
+    in_cache: tuple[Any, ...] = (1, 0, False, False, False, 0, 0)
     if cache is not None:
-        blocks += -(-kv_heads // per) * (2 if write_v else 1)
-    none, early = first, early_start(first.device)
-    q, k, v, q_out = (x if x is not None else none for x in (q, k, v, q_out))
-    norm_q = shape.q_norm if shape is not None else None
-    norm_k = shape.k_norm if shape is not None else None
-    rotate_write_kernel[(tokens, blocks)](
-        q, k, v, q_out, k_cache, v_cache, slots, positions, None if table is None else table.cos_sin, norm_q, norm_k,
-        k_scale, v_scale, 0.0 if shape is None else shape.norm_offset, 0.0 if shape is None else shape.eps,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        q_out.stride(0), q_out.stride(1), *cs, *vs, 0 if table is None else table.cos_sin.stride(0),
-        H=heads, K=kv_heads, D=dim, DV=dim_v, R=rotary, HALF=_pow2(rotary // 2), REST=_pow2(dim - rotary),
-        RESTV=_pow2(dim_v), HEADS=per, PAGE=page, Q_NORM=norm_q is not None, K_NORM=norm_k is not None,
-        OFFSET=shape is not None and shape.norm_offset != 0, INTERLEAVED=table is not None and table.interleaved,
-        KIND=kind, SCALES=scaled, WRITE=cache is not None, WRITE_V=write_v, PACK_K=pack_k, PACK_V=pack_v,
-        EARLY=bool(early), num_warps=min(4, max(1, per * _pow2(dim) // 256)), **early,
+        to = _target(cache, first.dtype)
+        k_cache, v_cache, cache_strides = to.k, to.v, to.strides
+        if to.scaled:
+            assert layer is not None
+            k_scale, v_scale, scales = _scales(layer, first.device)
+        in_cache = to.page, to.kind, scales, True, to.write_v, to.pack_k, to.pack_v
+        blocks += -(-kv_heads // per) * (2 if to.write_v else 1)
+    page, kind, scales, writes, write_v, pack_k, pack_v = in_cache
+    q, k, v, q_out = (x if x is not None else first for x in (q, k, v, q_out))
+    cos_sin, rotary, interleaved = (None, 0, False) if table is None else (
+        table.cos_sin, table.rotary_dim, table.interleaved,
+    )  # fmt: skip
+    norm_q, norm_k, offset, eps = (None, None, 0.0, 0.0) if shape is None else (
+        shape.q_norm, shape.k_norm, shape.norm_offset, shape.eps,
+    )  # fmt: skip
+    early = early_start(first.device)
+    constants = (
+        heads, kv_heads, dim, dim_v, rotary, _pow2(rotary // 2), _pow2(dim - rotary), _pow2(dim_v), per, page,
+        norm_q is not None, norm_k is not None, offset != 0, interleaved, kind, scales, writes, write_v, pack_k,
+        pack_v, bool(early),
+    )  # fmt: skip
+    strides = (
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *cache_strides,
+        0 if cos_sin is None else cos_sin.stride(0),
+    )  # fmt: skip
+    tensors = q, k, v, q_out, k_cache, v_cache, slots, positions, cos_sin, norm_q, norm_k
+    scaling = signature(k_scale, v_scale) if scales else ()
+    _ROTATE_WRITE(
+        (constants, strides, signature(*tensors), scaling, first.device.index), (tokens, blocks, 1),
+        (*tensors, k_scale, v_scale, float(offset), float(eps), *strides, *constants),
+        {"num_warps": min(4, max(1, per * _pow2(dim) // 256)), **early},
     )  # fmt: skip
 
 

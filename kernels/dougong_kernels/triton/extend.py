@@ -12,9 +12,9 @@ from dougong_kernels.triton.planning import ITEMS, TABLE, WIDTH
 from dougong_kernels.triton.tiles import LOG2E, attend, finish, load_q, visible_range
 
 
-@triton.jit(do_not_specialize=["max_items"])
+@triton.jit(do_not_specialize=["max_items", "window"])
 def extend_kernel(q, k, v, out, lse, head, items, rows, kv_start, k_scale, v_scale, sinks, slopes, scale, softcap,
-                  stride_qt, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
+                  window, stride_qt, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
                   stride_ot, stride_oh, stride_lt, max_items,
                   K: tl.constexpr, G: tl.constexpr, GB: tl.constexpr, BLOCK_M: tl.constexpr, QT: tl.constexpr,
                   BLOCK_N: tl.constexpr, PAGE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DR: tl.constexpr,
@@ -50,7 +50,7 @@ def extend_kernel(q, k, v, out, lse, head, items, rows, kv_start, k_scale, v_sca
         pos_first = kv_len - q_len + q_tile * QT
         pos_last = tl.minimum(pos_first + QT, kv_len) - 1
         row_pos = kv_len - q_len + row_token
-        lo, hi = visible_range(pos_first, pos_last, kv_len, CAUSAL, WINDOW)
+        lo, hi = visible_range(pos_first, pos_last, kv_len, window, CAUSAL, WINDOW)
         tile_lo = lo // BLOCK_N
         tile_hi = (hi + BLOCK_N - 1) // BLOCK_N
         if SCALES:
@@ -75,7 +75,7 @@ def extend_kernel(q, k, v, out, lse, head, items, rows, kv_start, k_scale, v_sca
         m = tl.full([BLOCK_M], -float("inf"), tl.float32)
         l = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, DVP], tl.float32)
-        if WINDOW > 0:
+        if WINDOW:
             tile_full = tile_lo
         else:
             if CAUSAL:
@@ -84,11 +84,11 @@ def extend_kernel(q, k, v, out, lse, head, items, rows, kv_start, k_scale, v_sca
                 tile_full = kv_len // BLOCK_N
             tile_full = tl.minimum(tile_full, tile_hi)
             m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, tile_lo, tile_full, lo, hi, row_pos, row_pos, slope,
-                               scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
+                               scale, softcap, window, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
                                kv_head, False, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, 1, BLOCK_N,
                                PAGE, D, DP, DV, DVP, DR, PACK_K, PACK_V, STAGES)
         m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, tile_full, tile_hi, lo, hi, row_pos, row_pos, slope,
-                           scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
+                           scale, softcap, window, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
                            kv_head, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, 1, BLOCK_N,
                            PAGE, D, DP, DV, DVP, DR, PACK_K, PACK_V, STAGES)
         finish(out, lse, sinks, v_mul, m, l, acc, token, q_head, ok, stride_ot, stride_oh, stride_lt,

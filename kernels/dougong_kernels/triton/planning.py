@@ -36,10 +36,10 @@ def _row_of(prefix, target, num_rows, STEPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_rows", "short", "groups", "programs", "min_units", "half_below", "unit_tiles",
-                               "width", "extend_tokens", "keys"])
+                               "width", "extend_tokens", "keys", "window"])
 def plan_kernel(cu_q, kv_len, table, head, prefix, tiles, starts, rows, items,
                 num_rows, short, groups, programs, min_units, half_below, unit_tiles, width, extend_tokens, keys,
-                CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+                window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
                 STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of 1 to `short` queries go to the split kernel (one query tile each), longer ones to the extend kernel.
 
@@ -60,7 +60,7 @@ def plan_kernel(cu_q, kv_len, table, head, prefix, tiles, starts, rows, items,
         tl.store(rows + 3 * b, begin, mask=ok)
         tl.store(rows + 3 * b + 1, q_len, mask=ok)
         tl.store(rows + 3 * b + 2, kv, mask=ok)
-        lo, hi = visible_range(kv - q_len, kv - 1, kv, CAUSAL, WINDOW)
+        lo, hi = visible_range(kv - q_len, kv - 1, kv, window, CAUSAL, WINDOW)
         count = (hi + keys - 1) // keys - lo // keys
         # A row that sees nothing still has its zeros to write.
         count = tl.maximum((count + unit_tiles - 1) // unit_tiles, 1) * groups

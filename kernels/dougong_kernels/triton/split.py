@@ -47,9 +47,9 @@ def _merge(ws_acc, ws_lse, first, step, parts, offs_r, ok, ROWS: tl.constexpr, B
     return m, l, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window"])
 def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc, ws_lse, counters,
-                 k_scale, v_scale, sinks, slopes, scale, softcap,
+                 k_scale, v_scale, sinks, slopes, scale, softcap, window,
                  stride_qt, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
                  stride_ot, stride_oh, stride_lt,
                  unit_tiles: tl.constexpr, K: tl.constexpr, G: tl.constexpr, GB: tl.constexpr, HPT: tl.constexpr,
@@ -111,7 +111,7 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
         token = begin + row_token
         q_head = (kv_head + row_head) * G + in_group
         row_pos = kv_len - q_len + row_token
-        lo, hi = visible_range(kv_len - q_len, kv_len - 1, kv_len, CAUSAL, WINDOW)
+        lo, hi = visible_range(kv_len - q_len, kv_len - 1, kv_len, window, CAUSAL, WINDOW)
         tile_lo = lo // BLOCK_N
         tile_hi = (hi + BLOCK_N - 1) // BLOCK_N
         t0 = tile_lo + c0 * unit_tiles
@@ -133,8 +133,8 @@ def split_kernel(q, k, v, out, lse, head, prefix, starts, rows, kv_start, ws_acc
         l = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, DVP], tl.float32)
         m, l, acc = attend(qt, qr, m, l, acc, k, v, table_row, t0, t1, lo, hi, row_pos, row_head, slope,
-                           scale, softcap, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, kv_head,
-                           True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, HPT, BLOCK_N, PAGE,
+                           scale, softcap, window, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
+                           kv_head, True, CAUSAL, WINDOW, SOFTCAP, ALIBI, FP8, UPCAST, LATENT, SAME, HPT, BLOCK_N, PAGE,
                            D, DP, DV, DVP, DR, PACK_K, PACK_V, STAGES)
         if (c0 == 0) & (c1 == units):
             finish(out, lse, sinks, v_mul, m, l, acc, token, q_head, ok, stride_ot, stride_oh, stride_lt,

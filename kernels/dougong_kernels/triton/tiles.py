@@ -64,16 +64,20 @@ def tanh(x):
 
 
 @triton.jit
-def visible_range(pos_first, pos_last, kv_len, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Half-open range of key positions that any query in pos_first..pos_last may see; empty is (x, <= x)."""
+def visible_range(pos_first, pos_last, kv_len, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Half-open range of key positions that any query in pos_first..pos_last may see; empty is (x, <= x).
+
+    WINDOW: a query sees keys nearer than `window`, which is read at run time, so that layers of all windows share one
+    compiled kernel.
+    """
     lo = 0
     hi = kv_len
     if CAUSAL:
         hi = tl.minimum(hi, pos_last + 1)
-    if WINDOW > 0:
-        lo = tl.maximum(pos_first - WINDOW + 1, 0)
+    if WINDOW:
+        lo = tl.maximum(pos_first - window + 1, 0)
         if not CAUSAL:
-            hi = tl.minimum(hi, pos_last + WINDOW)
+            hi = tl.minimum(hi, pos_last + window)
     return lo, tl.maximum(hi, lo)
 
 
@@ -97,7 +101,7 @@ def load_tile(base, stride_b, stride_n, stride_h, block, place, head, offs_d, ma
 
 @triton.jit
 def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
-           row_pos, row_head, slope, scale, softcap,
+           row_pos, row_head, slope, scale, softcap, window,
            stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh, kv_head,
            MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
            ALIBI: tl.constexpr, FP8: tl.constexpr, UPCAST: tl.constexpr,
@@ -166,10 +170,10 @@ def attend(q, q_rope, m, l, acc, k, v, table_row, tile_first, tile_last, lo, hi,
                 see = visible[None, :]
                 if CAUSAL:
                     see = see & (key[None, :] <= row_pos[:, None])
-                if WINDOW > 0:
-                    see = see & (key[None, :] > row_pos[:, None] - WINDOW)
+                if WINDOW:
+                    see = see & (key[None, :] > row_pos[:, None] - window)
                     if not CAUSAL:
-                        see = see & (key[None, :] < row_pos[:, None] + WINDOW)
+                        see = see & (key[None, :] < row_pos[:, None] + window)
                 if HPT > 1:
                     see = see & (col_head[None, :] == row_head[:, None])
                 s = tl.where(see, s, -float("inf"))
