@@ -102,7 +102,7 @@ class FusedAttention(AttentionKernel):
         k_scale, v_scale = layer.host_scales if self._int8 else (1.0, 1.0)
         scale = self.spec.scale * k_scale
         if isinstance(kv, RaggedKV):
-            marks = plan.batch.blind(self.spec, kv.host_cu_k[1:] - kv.host_cu_k[:-1])
+            marks = plan.batch.blind(self.spec, kv.host_lengths)
             self._run_ragged(plan, q, kv, marks, out, lse)
             blind = marks[:, None].to(out.device) if bool(marks.any()) else None
         else:

@@ -76,7 +76,7 @@ class FlashAttention(AttentionKernel):
             "out": out,
         }  # fmt: skip
         if isinstance(kv, RaggedKV):
-            lengths = kv.host_cu_k[1:] - kv.host_cu_k[:-1]
+            lengths = kv.host_lengths
             found, sums = self._library.ragged(q, kv.k, kv.v, cu_k=kv.cu_k, max_k=max(1, int(lengths.max())), **options)
         else:
             view, rows = batch.groups[self.group.index], batch.num_rows
@@ -90,7 +90,7 @@ class FlashAttention(AttentionKernel):
             assert sums is not None
             lse.copy_(sums.transpose(0, 1))
         if isinstance(kv, RaggedKV):
-            clear_blind(batch.blind(spec, kv.cu_k[1:] - kv.cu_k[:-1]), out, lse)
+            clear_blind(batch.blind(spec, kv.lengths), out, lse)
         else:
             plan.clear(out, lse, self.device)
 

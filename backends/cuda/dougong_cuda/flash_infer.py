@@ -143,7 +143,7 @@ class FlashInferAttention(AttentionKernel):
         if isinstance(kv, RaggedKV):
             self._plan_ragged(batch, kv)
             self._call(self._ragged, q, (kv.k.contiguous(), kv.v.contiguous()), out, lse)
-            clear_blind(batch.blind(self.spec, kv.cu_k[1:] - kv.cu_k[:-1]), out, lse)
+            clear_blind(batch.blind(self.spec, kv.lengths), out, lse)
             return
         first, planes = plan.decodes, ((kv.k, kv.v),)
         if first:

@@ -94,9 +94,9 @@ class VarlenAttention(AttentionKernel):
         if not batch.num_tokens:
             return
         if isinstance(kv, RaggedKV):
-            longest = int((kv.host_cu_k[1:] - kv.host_cu_k[:-1]).max())
+            longest = int(kv.host_lengths.max())
             self._attend(q, kv.k, kv.v, batch.cu_q[: batch.num_rows + 1], kv.cu_k, batch.max_q_len, longest, out)
-            clear_blind(batch.blind(self.spec, kv.cu_k[1:] - kv.cu_k[:-1]), out, None)
+            clear_blind(batch.blind(self.spec, kv.lengths), out, None)
             return
         dense = plan.dense
         assert dense is not None

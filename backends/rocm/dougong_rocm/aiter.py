@@ -108,9 +108,9 @@ class AiterAttention(AttentionKernel):
         assert isinstance(plan, AiterPlan)
         batch = plan.batch
         if isinstance(kv, RaggedKV):
-            max_k = int((kv.host_cu_k[1:] - kv.host_cu_k[:-1]).max()) if batch.num_rows else 0
+            max_k = int(kv.host_lengths.max()) if batch.num_rows else 0
             self._varlen(q, kv.k, kv.v, batch.cu_q, kv.cu_k, batch.max_q_len, max_k, out)
-            out.masked_fill_(batch.blind(self.spec, kv.cu_k[1:] - kv.cu_k[:-1])[:, None, None], 0)
+            out.masked_fill_(batch.blind(self.spec, kv.lengths)[:, None, None], 0)
             return
         if plan.decodes:
             self._paged(plan, q[: plan.decodes], kv, out[: plan.decodes])

@@ -60,9 +60,9 @@ class VllmAttention(BlindAttention):
             "softmax_scale": self.spec.scale, "causal": self.spec.causal, "window_size": self._window, "out": out,
         }  # fmt: skip
         if isinstance(kv, RaggedKV):
-            longest = int((kv.host_cu_k[1:] - kv.host_cu_k[:-1]).max())
+            longest = int(kv.host_lengths.max())
             options["cu_seqlens_k"] = kv.cu_k
-            marks = batch.blind(self.spec, kv.host_cu_k[1:] - kv.host_cu_k[:-1])
+            marks = batch.blind(self.spec, kv.host_lengths)
             blind = marks[:, None, None].to(out.device)
         else:
             view = batch.groups[self.group.index]

@@ -97,6 +97,15 @@ class RaggedKV:
     cu_k: torch.Tensor
     host_cu_k: torch.Tensor
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Keys of each row, [B] int32 on the device; ``host_lengths`` on the host."""
+        return self.cu_k[1:] - self.cu_k[:-1]
+
+    @property
+    def host_lengths(self) -> torch.Tensor:
+        return self.host_cu_k[1:] - self.host_cu_k[:-1]
+
 
 def allocate_cache(
     spec: AttentionSpec, layout: KVLayout, blocks: int, block_size: int, device: torch.device | str
