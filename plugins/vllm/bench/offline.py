@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--workloads", default="1:128:128,16:512:128,256:512:128")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", type=float, default=0.85, help="gpu_memory_utilization")
+    parser.add_argument("--kv-gib", type=float, help="the KV cache's size, in place of what --memory leaves")
     parser.add_argument("--json")
     parser.add_argument("--compare", nargs=2)
     options = parser.parse_args()
@@ -41,6 +42,7 @@ def measure(options: Any) -> dict[str, Any]:
         model=options.config_dir, load_format="dummy", skip_tokenizer_init=True, seed=0,
         attention_backend=options.attention_backend, enforce_eager=options.enforce_eager,
         enable_prefix_caching=True, max_model_len=4096, gpu_memory_utilization=options.memory,
+        kv_cache_memory_bytes=None if options.kv_gib is None else int(options.kv_gib * 2**30),
     )  # fmt: skip
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
     rows = []
