@@ -4,4 +4,4 @@ __version__ = "0.1.0"
 __all__ = ["CONTRACT", "__version__"]
 
 #: The contract this package was written for: a literal, so that a newer core can tell. Never import the core's own.
-CONTRACT = (0, 1)
+CONTRACT = (1, 0)

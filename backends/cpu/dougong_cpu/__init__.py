@@ -18,7 +18,7 @@ __all__ = ["dougong_backends", "dougong_kernels"]
 __version__ = "0.1.0"
 
 #: The contract this package was written for: a literal, so that a newer core can tell. Never import the core's own.
-CONTRACT = (0, 1)
+CONTRACT = (1, 0)
 
 _FLOATS = frozenset({"float32", "bfloat16", "float16"})
 _ATTENTION = frozenset(

@@ -10,7 +10,7 @@ from dougong_rocm.probe import probe
 __version__ = "0.1.0"
 
 #: The contract this package was written for: a literal, so that a newer core can tell. Never import the core's own.
-CONTRACT = (0, 1)
+CONTRACT = (1, 0)
 
 
 @hookimpl

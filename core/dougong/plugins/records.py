@@ -27,7 +27,7 @@ __all__ = [
 Abi = tuple[int, int]
 
 #: The vendor contract's version, (major, minor). A plugin of another major, or of a newer minor, is refused.
-ABI: Abi = (0, 1)
+ABI: Abi = (1, 0)
 
 _TARGET = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 

@@ -6,7 +6,7 @@ number changes is it written anew, for the new (major, 0).
 
 from dougong.plugins import BackendSpec, KernelSpec, KVConnectorSpec, Probe, hookimpl
 
-ABI = (0, 1)
+ABI = (1, 0)
 STEPS = []
 
 
