@@ -45,7 +45,9 @@ class ExtendConfig:
 @dataclass(frozen=True)
 class Settings:
     """What a kernel object is made with. `few` serves batches of up to `few_rows` rows, where merging costs most;
-    `fewest` those of up to `fewest_rows`, where programs that find nothing to do cost as much as those that work."""
+    `fewest` those of up to `fewest_rows`, where programs that find nothing to do cost as much as those that work, in
+    objects whose rows have at most `fewest_keys` keys (None: any number). That is the object's own limit, never a
+    batch's lengths: a graph is captured once and replayed at every length."""
 
     split: SplitConfig
     extend: ExtendConfig
@@ -53,6 +55,7 @@ class Settings:
     few_rows: int = 0
     fewest: SplitConfig | None = None
     fewest_rows: int = 0
+    fewest_keys: int | None = None
 
 
 def config_class(head_dim: int, latent: bool, wide: bool, exact: bool) -> str:
@@ -91,7 +94,8 @@ def configs_for(
     few = replace(split, **entry["few"]) if "few" in entry else None
     fewest = replace(few or split, **entry["fewest"]) if "fewest" in entry else None
     rows = {name: entry.get(name, {}).get("rows", 0) for name in ("few_rows", "fewest_rows")}
-    return Settings(split, extend, few, rows["few_rows"], fewest, rows["fewest_rows"])
+    keys = entry.get("fewest_keys", {}).get("keys")
+    return Settings(split, extend, few, rows["few_rows"], fewest, rows["fewest_rows"], keys)
 
 
 def _safe(target: str, head_dim: int, latent: bool, exact: bool) -> tuple[SplitConfig, ExtendConfig]:

@@ -129,7 +129,9 @@ class PagedAttention:
         self.gb = min(self.group, _MAX_TILE_ROWS)
         self.many = self._cut(settings.split, 1)
         self.few = self.many if settings.few is None else self._cut(settings.few, 1)
-        self.fewest = self.few if settings.fewest is None else self._cut(settings.fewest, 1)
+        short = settings.fewest_keys is None or max_kv_len <= settings.fewest_keys
+        self.fewest_rows = settings.fewest_rows if short else 0
+        self.fewest = self._cut(settings.fewest, 1) if short and settings.fewest is not None else self.few
         # Drafts: the tile's rows are queries too.
         self.drafts = self._cut(settings.few or settings.split, _SPEC_TOKENS)
         self.programs = max(cut.programs for cut in (self.many, self.few, self.fewest, self.drafts))
@@ -196,10 +198,9 @@ class PagedAttention:
         return Cut(config, heads, keys, groups, programs, unit, self.max_rows * units * groups if units > 1 else 1)
 
     def _cut_for(self, num_rows: int) -> Cut:
-        settings = self.settings
-        if self.invariant or num_rows > max(settings.few_rows, settings.fewest_rows):
+        if self.invariant or num_rows > max(self.settings.few_rows, self.fewest_rows):
             return self.many
-        return self.fewest if num_rows <= settings.fewest_rows else self.few
+        return self.fewest if num_rows <= self.fewest_rows else self.few
 
     def _workspace(self, cut: Cut, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Partial results [slots, rows of a tile, Dv] and their LSE, float32."""

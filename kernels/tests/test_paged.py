@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dougong_kernels.config import ExtendConfig, Settings, SplitConfig
+from dougong_kernels.config import ExtendConfig, Settings, SplitConfig, configs_for
 from dougong_kernels.paged import PagedAttention, Shape
 from dougong_kernels.target import interpreted
 from dougong_kernels.testing import make_problem, reference, relative_error
@@ -27,7 +27,7 @@ def shape(h: int = 4, k: int = 2, d: int = 32, dv: int = 0, n: int = 16, **more:
 
 def attention(
     s: Shape, device: str, split: SplitConfig = SPLIT, extend: ExtendConfig = EXTEND, few: Any = None,
-    fewest: Any = None, **more: Any,
+    fewest: Any = None, fewest_keys: int | None = None, **more: Any,
 ) -> Any:  # fmt: skip
     return PagedAttention(
         s,
@@ -36,7 +36,7 @@ def attention(
         max_kv_len=2048,
         cores=2,
         device=device,
-        settings=Settings(split, extend, few, 2 if few else 0, fewest, 1 if fewest else 0),
+        settings=Settings(split, extend, few, 2 if few else 0, fewest, 1 if fewest else 0, fewest_keys),
         **more,
     )
 
@@ -108,6 +108,23 @@ def test_the_number_of_rows_chooses_the_settings(rows: int, expected: str) -> No
     few, fewest = replace(SPLIT, columns=64), replace(SPLIT, columns=16)
     made = attention(shape(), "cpu", few=few, fewest=fewest)
     assert made._cut_for(rows) is getattr(made, expected)
+
+
+@pytest.mark.parametrize("keys, expected", [(2048, "fewest"), (2047, "few"), (None, "fewest")])
+def test_the_longest_row_allowed_chooses_the_settings_of_the_fewest_rows(keys: int | None, expected: str) -> None:
+    """The objects here hold rows of up to 2,048 keys; what a batch's rows have must not matter to a captured graph."""
+    few, fewest = replace(SPLIT, columns=64), replace(SPLIT, columns=16)
+    made = attention(shape(), "cpu", few=few, fewest=fewest, fewest_keys=keys)
+    assert made._cut_for(1) is getattr(made, expected)
+    assert made._cut_for(2) is made.few and made._cut_for(3) is made.many
+
+
+def test_the_h100_table_keeps_one_program_per_core_to_short_contexts() -> None:
+    for head_dim in (64, 128):
+        found = configs_for("sm90", head_dim)
+        assert found.fewest is not None and found.fewest.per_core == 1
+        assert (found.fewest_rows, found.fewest_keys) == (2, 16384)
+    assert configs_for("sm80", 128).fewest is None
 
 
 def test_windows_share_one_compiled_kernel() -> None:
