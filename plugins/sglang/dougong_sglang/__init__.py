@@ -13,7 +13,7 @@ __all__ = ["NAME", "WRITTEN_AGAINST", "register"]
 
 #: What ``--attention-backend`` calls it.
 NAME = "dougong"
-#: The SGLang whose sources this was written against. It was run with none yet: see the README.
+#: The SGLang that this was written against and run inside of: see the README.
 WRITTEN_AGAINST = ("0.5.17",)
 
 

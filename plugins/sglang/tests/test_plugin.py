@@ -1,6 +1,6 @@
 """Registration, translation of batches, and refusals, against a stand-in of SGLang 0.5.17 on the CPU.
 
-The engine itself was not run: see the README.
+What ran inside SGLang itself, on a GPU, is in the README.
 """
 
 from __future__ import annotations

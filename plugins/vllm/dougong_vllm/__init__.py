@@ -10,7 +10,7 @@ import warnings
 __version__ = "0.1.0"
 __all__ = ["WRITTEN_AGAINST", "register"]
 
-#: The vLLM whose sources this was written against. It was run with none yet: see the README.
+#: The vLLM that this was written against and run inside of: see the README.
 WRITTEN_AGAINST = ("0.26",)
 _BACKEND = "dougong_vllm.backend.DougongAttentionBackend"
 

@@ -32,15 +32,28 @@ __all__ = ["DougongMetadata", "DougongMetadataBuilder"]
 
 @dataclass
 class DougongMetadata(AttentionMetadata):  # type: ignore[misc]
-    """What layers read in ``forward``. ``kernels`` and ``plans`` by a layer's spec."""
+    """What layers read in ``forward``. ``kinds``: by a layer's ``kind``, the kernel and its plan of this step."""
 
     batch: BatchView
     slots: torch.Tensor
-    kernels: dict[AttentionSpec, AttentionKernel]
-    plans: dict[AttentionSpec, Plan]
+    kinds: tuple[tuple[AttentionKernel, Plan | None], ...]
     num_actual_tokens: int
     shared: SharedStep | None = None
     """Where ranks share sequences: attention then goes through it."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a captured graph holds, and all steps without one share: plans, and where slots lie.
+
+    ``shared``: where ranks share sequences, both plans of a layer's spec; ``kinds`` then have none. ``slots`` and
+    ``places`` (see `without_negatives`): as long as the graph's tokens, or as any step's.
+    """
+
+    kinds: tuple[tuple[AttentionKernel, Plan | None], ...]
+    shared: dict[AttentionSpec, tuple[Plan, Plan]]
+    slots: torch.Tensor
+    places: torch.Tensor
 
 
 class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
@@ -76,14 +89,20 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
             max_kv_len=model.max_model_len,
             max_blocks=-(-model.max_model_len // self.block_size),
         )
-        layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names)
-        self.kernels = self._make(layer.impl.spec for layer in layers.values())
+        impls = [
+            layer.impl for layer in get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names).values()
+        ]
+        self.kernels = self._make(impl.spec for impl in impls)
+        kinds = {spec: kind for kind, spec in enumerate(self.kernels)}
+        for impl in impls:  # a step's layers find their kernel by number: a spec takes microseconds to hash
+            impl.kind = kinds[impl.spec]
         self.sharing: Sharing | None = None
         if ranks()[0] > 1:
             self.sharing = Sharing(list(self.kernels), self.block_size, self.limits, vllm_config, device)
         self.slots = torch.zeros(scheduler.max_num_batched_tokens, dtype=torch.int64, device=device)
-        self.eager = self._new_plans()
-        self.captured: dict[tuple[int, int, int], dict[AttentionSpec, Any]] = {}
+        self.places = torch.arange(scheduler.max_num_batched_tokens, device=device) % self.block_size
+        self.eager = self._hold(scheduler.max_num_batched_tokens)
+        self.captured: dict[tuple[int, int, int], _Held] = {}
 
     def _make(self, specs: Iterable[AttentionSpec]) -> dict[AttentionSpec, AttentionKernel]:
         kernels: dict[AttentionSpec, AttentionKernel] = {}
@@ -101,37 +120,45 @@ class DougongMetadataBuilder(AttentionMetadataBuilder):  # type: ignore[misc]
             kernels[spec] = kernel
         return kernels
 
-    def _new_plans(self) -> dict[AttentionSpec, Any]:
-        """Plans by a layer's spec; where ranks share sequences, two of each."""
+    def _hold(self, tokens: int) -> _Held:
+        slots, places = self.slots[:tokens], self.places[:tokens]
         if self.sharing is not None:
-            return self.sharing.new_plans()
-        return {spec: kernel.new_plan() for spec, kernel in self.kernels.items()}
+            return _Held(tuple((one, None) for one in self.kernels.values()), self.sharing.new_plans(), slots, places)
+        return _Held(tuple((one, one.new_plan()) for one in self.kernels.values()), {}, slots, places)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> DougongMetadata:
         """Once per step. ``common_prefix_len`` is what cascade attention would share; it is not used here."""
         return self._build(common_attn_metadata, self.captured.get(_shape(common_attn_metadata)))
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> DougongMetadata:
-        plans = self.captured.setdefault(_shape(common_attn_metadata), self._new_plans())
-        return self._build(common_attn_metadata, plans)
+        shape = _shape(common_attn_metadata)
+        held = self.captured.get(shape)
+        if held is None:
+            held = self.captured[shape] = self._hold(common_attn_metadata.num_actual_tokens)
+        return self._build(common_attn_metadata, held)
 
-    def _build(self, common: Any, captured: dict[AttentionSpec, Any] | None) -> DougongMetadata:
+    def _build(self, common: Any, captured: _Held | None) -> DougongMetadata:
         if common.causal is not True:
             raise NotImplementedError("dougong's attention backend is causal; this batch asks for other masks")
         if common.mm_req_doc_ranges is not None or common.rswa_prefix_lens is not None:
             raise NotImplementedError("dougong's attention backend has no prefix that all tokens see")
         tokens: int = common.num_actual_tokens
-        slots = without_negatives(common.slot_mapping[:tokens], self.block_size, out=self.slots[:tokens])
-        batch = to_batch(common, slots)
-        plans = self.eager if captured is None else captured
+        held = captured or self.eager
+        slots, places = held.slots, held.places
+        if captured is None:
+            slots, places = slots[:tokens], places[:tokens]
+        mapping = common.slot_mapping
+        without_negatives(mapping if mapping.shape[0] == tokens else mapping[:tokens], places, out=slots)
+        batch = to_batch(common, slots, stays=captured is not None)
         if captured is not None:  # a graph's bound holds for all its replays
             batch.groups[0].max_kv_len = self.limits.max_kv_len
         if self.sharing is not None:
-            shared = self.sharing.plan(common, batch, plans, captured=captured is not None)
-            return DougongMetadata(batch, slots, self.kernels, {}, tokens, shared)
-        for spec, kernel in self.kernels.items():
-            kernel.plan(batch, plans[spec])
-        return DougongMetadata(batch, slots, self.kernels, plans, tokens)
+            shared = self.sharing.plan(common, batch, held.shared, captured=captured is not None)
+            return DougongMetadata(batch, slots, held.kinds, tokens, shared)
+        for kernel, plan in held.kinds:
+            assert plan is not None
+            kernel.plan(batch, plan)
+        return DougongMetadata(batch, slots, held.kinds, tokens)
 
 
 def _shape(common: Any) -> tuple[int, int, int]:

@@ -78,6 +78,8 @@ class DougongAttentionImpl(AttentionImpl):  # type: ignore[misc]
             sinks=sinks is not None,
             dtype=get_current_vllm_config().model_config.dtype,
         )
+        self.kind = -1
+        """Which of its builder's kinds of layers it is; the builder says so when it is made."""
         self.args: LayerArgs | None = None
         self.cache: tuple[torch.Tensor, LayerCache] | None = None
 
@@ -98,27 +100,31 @@ class DougongAttentionImpl(AttentionImpl):  # type: ignore[misc]
             raise NotImplementedError("dougong's attention backend does not quantise its output")
         if attn_metadata is None:  # vLLM's profiling run
             return output.fill_(0)
-        args, cache = self._layer(query.device), self._planes(kv_cache)
-        kernel = attn_metadata.kernels[self.spec]
+        args, cache = self.args or self._layer(query.device), self._planes(kv_cache)
+        kernel, plan = attn_metadata.kinds[self.kind]
+        padded = query.shape[0]
         if not self.shares_cache and key is not None:
             written = attn_metadata.num_actual_tokens
-            kernel.write(args, key[:written], value[:written], cache, attn_metadata.slots)
+            if written != padded:
+                key, value = key[:written], value[:written]
+            kernel.write(args, key, value, cache, attn_metadata.slots)
+        q = query if query.dim() == 3 else query.view(padded, self.num_heads, self.head_size)
+        out = output if output.dim() == 3 else output.view(padded, self.num_heads, self.head_size)
         tokens = attn_metadata.batch.num_tokens
-        shape = (output.shape[0], self.num_heads, self.head_size)
-        q, out = query.view(shape)[:tokens], output.view(shape)[:tokens]
+        if tokens != padded:
+            q, out = q[:tokens], out[:tokens]
         if attn_metadata.shared is not None:
             attn_metadata.shared.attend(self.spec, args, q, key[:tokens], value[:tokens], cache, out)
         else:
-            kernel.run(attn_metadata.plans[self.spec], args, q, cache, out=out)
+            kernel.run(plan, args, q, cache, out=out)
         return output
 
     def _layer(self, device: torch.device) -> LayerArgs:
-        if self.args is None:
-            to = {"device": device, "dtype": torch.float32}
-            self.args = LayerArgs(
-                sinks=None if self.sinks is None else self.sinks.detach().to(**to),
-                slopes=None if self.slopes is None else self.slopes.to(**to),
-            )
+        to = {"device": device, "dtype": torch.float32}
+        self.args = LayerArgs(
+            sinks=None if self.sinks is None else self.sinks.detach().to(**to),
+            slopes=None if self.slopes is None else self.slopes.to(**to),
+        )
         return self.args
 
     def _planes(self, kv_cache: torch.Tensor) -> LayerCache:

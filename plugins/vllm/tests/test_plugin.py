@@ -1,6 +1,6 @@
 """Registration, translation of batches, and refusals, against a stand-in of vLLM 0.26 on the CPU.
 
-The engine itself was not run: see the README.
+What ran inside vLLM itself, on a GPU, is in the README.
 """
 
 from __future__ import annotations
@@ -215,18 +215,46 @@ def test_a_graph_keeps_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     captured = builder.build_for_cudagraph_capture(common_of([1, 1], [3, 9], tables))
     replayed = builder.build(0, common_of([1, 1], [30, 11], tables))
     eager = builder.build(0, common_of([1, 4], [30, 11], tables))
-    assert replayed.plans is captured.plans
-    assert eager.plans is not captured.plans
+    assert replayed.kinds is captured.kinds
+    assert eager.kinds is not captured.kinds
     bounds = [one.batch.groups[0].max_kv_len for one in (captured, replayed, eager)]
     assert bounds == [builder.limits.max_kv_len, builder.limits.max_kv_len, 30]
     assert replayed.slots.data_ptr() == captured.slots.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "q_lens", [[1], [1, 1, 1], [1, 1, 0, 0], [0, 0], [1, 0, 1], [1, 1, 7], [1, 7, 1], [4, 4, 0], [4, 1], []]
+)
+def test_a_batch_is_counted_as_its_rows_say(q_lens: list[int]) -> None:
+    from dougong_vllm.batch import to_batch
+
+    rows = len(q_lens)
+    common = common_of(q_lens or [0], [9] * max(rows, 1), torch.ones(max(rows, 1), 2))
+    common.num_reqs = rows
+    batch = to_batch(common, torch.zeros(sum(q_lens), dtype=torch.int64))
+    decodes = next((row for row, count in enumerate(q_lens) if count != 1), rows)
+    found = batch.num_rows, batch.num_tokens, batch.num_decode_rows, batch.max_q_len
+    assert found == (rows, sum(q_lens), decodes, max(q_lens, default=0))
+    assert batch.host_cu_q.tolist() == batch.cu_q.tolist() == [sum(q_lens[:row]) for row in range(rows + 1)]
+    assert batch.groups[0].kv_len.shape == (rows,) and batch.groups[0].block_table.shape == (rows, 2)
+
+
+def test_a_graph_is_not_captured_over_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = load(monkeypatch)
+    vllm, spec = host.config({"layer": parts.impl.DougongAttentionImpl(H, D, D**-0.5, K)})
+    builder = parts.builder.DougongMetadataBuilder(spec, ["layer"], vllm, torch.device("cpu"))
+    common = common_of([1], [5], torch.tensor([[1]]))
+    common.seq_lens = common.seq_lens.long()
+    assert builder.build(0, common).batch.groups[0].kv_len.dtype == torch.int32
+    with pytest.raises(NotImplementedError, match="start with --enforce-eager"):
+        builder.build_for_cudagraph_capture(common)
 
 
 def test_negative_slots_go_to_the_null_block() -> None:
     from dougong_vllm.batch import without_negatives
 
     slots = torch.tensor([40, -1, -1, 33, -1])
-    assert without_negatives(slots, 16).tolist() == [40, 1, 2, 33, 4]
+    assert without_negatives(slots, torch.arange(5) % 16).tolist() == [40, 1, 2, 33, 4]
 
 
 def test_layers_that_share_a_cache_do_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
