@@ -17,6 +17,21 @@ SMALL = ["--backend", "cpu", "--lengths", "90,9,20,30", "--tokens", "4", "--step
 
 
 @pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config that is read without transformers, whose import would be most of these tests' time."""
+    folder = tmp_path_factory.mktemp("model")
+    config = {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 97, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "hidden_act": "silu", "attention_bias": False, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "float32",
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def script() -> Any:
     path = Path(__file__).parents[2] / "benchmarks" / "long_context.py"
     spec = importlib.util.spec_from_file_location("long_context", path)
@@ -27,10 +42,8 @@ def script() -> Any:
     del sys.modules["long_context"]
 
 
-def test_the_kernels_give_the_references_tokens(
-    script: Any, llama_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert script.main([str(llama_folder), *SMALL]) == 0
+def test_the_kernels_give_the_references_tokens(script: Any, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main([str(model), *SMALL]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["workload"]["dtype"] for line in lines] == ["bfloat16", "float32"]
     for line in lines:
@@ -41,7 +54,7 @@ def test_the_kernels_give_the_references_tokens(
 
 
 def test_attention_that_is_wrong_for_the_long_one_alone_is_found(
-    script: Any, llama_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Any, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = ReferenceAttention.run
 
@@ -51,7 +64,7 @@ def test_attention_that_is_wrong_for_the_long_one_alone_is_found(
             out.mul_(-50)
 
     monkeypatch.setattr(ReferenceAttention, "run", late)
-    assert script.main([str(llama_folder), *SMALL, "--dtypes", "float32"]) == 1
+    assert script.main([str(model), *SMALL, "--dtypes", "float32"]) == 1
     found = json.loads(capsys.readouterr().out)["result"]
     assert not found["right"] and {one["request"] for one in found["wrong"]} == {0}
     errors = found["logits_relative_error"]
@@ -83,8 +96,8 @@ def test_near_ties_are_forgiven_in_16_bits_only(script: Any) -> None:
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    script: Any, options: list[str], words: str, llama_folder: Path, capsys: pytest.CaptureFixture[str]
+    script: Any, options: list[str], words: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        script.main([str(llama_folder), *options])
+        script.main([str(model), *options])
     assert caught.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
