@@ -169,12 +169,16 @@ def search(
                 attempt(json.loads(file.read_text(encoding="utf-8"))["params"])
             except AssertionError:
                 return found
-        searching = start(seed)(
-            settings(
-                max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-                phases=(Phase.generate, Phase.shrink), print_blob=False, report_multiple_bugs=False,
-            )(given(examples(blocks))(attempt))
+
+        @start(seed)
+        @settings(
+            max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink), print_blob=False, report_multiple_bugs=False,
         )  # fmt: skip
+        @given(examples(blocks))
+        def searching(params: dict[str, Any]) -> None:
+            attempt(params)
+
         try:
             searching()
         except AssertionError:

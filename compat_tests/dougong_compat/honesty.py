@@ -40,7 +40,7 @@ class Verdict:
 def mustpass_ids(profile: str) -> list[str]:
     """Ids that a run of ``profile`` must hold, from the file that is published with the suite."""
     name = "full" if profile == "certified" else profile
-    text = resources.files("dougong_compat").joinpath("mustpass", f"{name}.txt").read_text(encoding="utf-8")
+    text = (resources.files("dougong_compat") / "mustpass" / f"{name}.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 

@@ -205,7 +205,7 @@ def find(facts: Mapping[str, Any], path: str | None = None, modules: Sequence[st
         except OSError as error:
             raise ManifestError(f"manifest {path}: {error}") from error
     else:
-        own = resources.files("dougong_compat").joinpath("manifests", f"{name}.toml")
+        own = resources.files("dougong_compat") / "manifests" / f"{name}.toml"
         if own.is_file():
             text, source = own.read_text(encoding="utf-8"), f"dougong_compat/manifests/{name}.toml"
         for module in [*modules, f"dougong_{name.replace('-', '_')}"] if not text else ():

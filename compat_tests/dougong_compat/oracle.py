@@ -61,7 +61,8 @@ def _score_errors(problem: Problem, q: torch.Tensor, k: torch.Tensor, scores: to
     softcap's tanh is made of exp, and so is off by 2 units of 1 (4 times the cap are allowed).
     """
     squares = torch.einsum("qhd,shd->qhs", q**2, k**2) * problem.scale**2
-    return 2 * problem.D**0.5 * torch.sqrt(scores**2 + squares / 2) + 4 * (problem.params["softcap"] or 0.0)
+    cap: float = problem.params["softcap"] or 0.0
+    return 2 * float(problem.D**0.5) * torch.sqrt(scores**2 + squares / 2) + 4 * cap
 
 
 def _one_row(

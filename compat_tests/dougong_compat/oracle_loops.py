@@ -19,13 +19,16 @@ def attend_loops(problem: Problem) -> tuple[list[_Rows], _Rows, _Rows, _Rows]:
     k_scale = p["k_scale"] if problem.quantised else 1.0
     v_scale = p["v_scale"] if problem.quantised else 1.0
     group = problem.H // problem.K
-    out, lse, out_room, lse_room = [], [], [], []
+    out: list[_Rows] = []
+    lse: _Rows = []
+    out_room: _Rows = []
+    lse_room: _Rows = []
     token = 0
     for row, q_len in enumerate(problem.q_lens):
         kv_len, start = problem.kv_lens[row], problem.kv_at[row]
         for j in range(q_len):
             position = kv_len - q_len + j
-            heads = []
+            heads: list[tuple[list[float], float, float, float]] = []
             for h in range(problem.H):
                 scored: list[tuple[float, int]] = []
                 errors: list[float] = []
@@ -52,10 +55,12 @@ def attend_loops(problem: Problem) -> tuple[list[_Rows], _Rows, _Rows, _Rows]:
                 )
                 weighed = (math.exp(score - value) * error for (score, _), error in zip(scored, errors, strict=True))
                 heads.append((answer, value, math.sqrt(math.fsum(moved)), math.fsum(weighed)))
-            for rows, of_heads in zip((out, lse, out_room, lse_room), zip(*heads, strict=True), strict=True):
-                rows.append(list(of_heads))  # type: ignore[arg-type]
+            out.append([answer for answer, _, _, _ in heads])
+            lse.append([value for _, value, _, _ in heads])
+            out_room.append([room for _, _, room, _ in heads])
+            lse_room.append([room for _, _, _, room in heads])
             token += 1
-    return out, lse, out_room, lse_room  # type: ignore[return-value]
+    return out, lse, out_room, lse_room
 
 
 def _softmax(

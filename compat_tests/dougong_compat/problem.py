@@ -117,7 +117,8 @@ class Problem:
 
     @property
     def window(self) -> int | None:
-        return self.params["window"]  # type: ignore[no-any-return]
+        window: int | None = self.params["window"]
+        return window
 
     @property
     def quantised(self) -> bool:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,7 +59,8 @@ class Runner:
             for case, declared in zip(cases, known, strict=True)
         ]
         results: dict[int, Result] = {}
-        lock, last = threading.Lock(), {}
+        lock = threading.Lock()
+        last: dict[int, float] = {}
 
         def take(at: int, answer: Answer) -> None:
             result = self.judge(cases[at], known[at], requests[at], answer)
@@ -83,7 +85,7 @@ class Runner:
     def _declared(self, case: Case) -> bool:
         return case.mandatory or not self.manifest.undeclared(case.needs)
 
-    def judge(self, case: Case, declared: bool, request: dict, answer: Answer) -> Result:  # type: ignore[type-arg]
+    def judge(self, case: Case, declared: bool, request: dict[str, Any], answer: Answer) -> Result:
         """The outcome of one answer, by the honesty rules."""
         result = Result(case.id, case.level, Outcome.PASS, seed=request["seed"], entry=case.entry, link=case.link)
         missing = [] if declared else self.manifest.undeclared(case.needs)
@@ -106,7 +108,7 @@ class Runner:
             self._computed(result, missing, request, answer)
         return self._waive(result)
 
-    def _skipped(self, result: Result, request: dict, reason: str) -> None:  # type: ignore[type-arg]
+    def _skipped(self, result: Result, request: dict[str, Any], reason: str) -> None:
         """Gigabytes may be lacking; nothing else is skipped."""
         if request.get("heavy"):
             result.outcome, result.message = Outcome.UNSUPPORTED, f"skipped by the suite: {reason}"
@@ -120,7 +122,7 @@ class Runner:
         what = "mandatory" if case.mandatory else "declared"
         result.outcome, result.message = Outcome.FAIL, f"{what}, and refused: {reason}"
 
-    def _raised(self, result: Result, case: Case, declared: bool, missing: list[str], message: dict) -> None:  # type: ignore[type-arg]
+    def _raised(self, result: Result, case: Case, declared: bool, missing: list[str], message: dict[str, Any]) -> None:
         text = str(message["error"])
         if declared:
             result.outcome, result.message = Outcome.FAIL, f"declared, and raised {text}"
@@ -132,7 +134,7 @@ class Runner:
             result.outcome = Outcome.ERROR
             result.message = f"not declared ({', '.join(missing)}), not refused, and raised {text}"
 
-    def _computed(self, result: Result, missing: list[str], request: dict, answer: Answer) -> None:  # type: ignore[type-arg]
+    def _computed(self, result: Result, missing: list[str], request: dict[str, Any], answer: Answer) -> None:
         findings = [str(text) for text in answer.message.get("findings", ())]
         try:
             verdict = kinds.find(request["kind"])(request, answer.message, answer.tensors, self.tolerance)

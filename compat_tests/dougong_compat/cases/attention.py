@@ -251,11 +251,11 @@ def _layouts() -> Iterator[Case]:
         for scales in ((1.0, 1.0), (0.05, 0.05), (0.03125, 4.0)):
             for batch in ("decode", "extend", "mixed", "long"):
                 for tensor in (False, True):
-                    params = {
+                    numbers: dict[str, Any] = {
                         "kv": kv, "k_scale": scales[0], "v_scale": scales[1], "scale_tensor": tensor,
                         "rows": BATCHES[batch], "write": batch == "extend",
                     }  # fmt: skip
-                    yield attention_case("attention/kv-dtype", f"{batch}-{slug(params)}", params)
+                    yield attention_case("attention/kv-dtype", f"{batch}-{slug(numbers)}", numbers)
 
 
 def random_rows(rng: random.Random, block: int = 16) -> list[list[int | str]]:

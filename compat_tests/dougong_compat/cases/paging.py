@@ -73,9 +73,9 @@ def _needles() -> Iterator[Case]:
             yield attention_case("needle/dims", slug(params), params, level="L2", kind="needle")
     for shared in (1, 2, 3):
         for block in (0, 8, 16):
-            rows: list[list[int | str]] = [[1, "4b+1"], [1, "3b+2"], [2, "3b+4"], [1, "3b+1"]]
+            shared_rows = [[1, "4b+1"], [1, "3b+2"], [2, "3b+4"], [1, "3b+1"]]
             params = {
-                "rows": sorted(rows, key=lambda r: r[0] != 1),
+                "rows": sorted(shared_rows, key=lambda r: r[0] != 1),
                 "shared": shared,
                 "block": block,
                 "D": 128,
@@ -105,7 +105,7 @@ def _metamorphic() -> Iterator[Case]:
     for batch in batches:
         for block in (0, 8, 16, 32, 64):
             for window in (None, 13):
-                base = {"rows": BATCHES[batch], "block": block, "window": window, "H": 4, "K": 1}
+                base: dict[str, Any] = {"rows": BATCHES[batch], "block": block, "window": window, "H": 4, "K": 1}
                 changes = [{**change, "name": name} for name, change in _INERT.items()]
                 plain = block == 0 and window is None
                 yield variants_case(
@@ -130,13 +130,14 @@ def _metamorphic() -> Iterator[Case]:
                 ],
                 mandatory=dtype == "own",
             )
-    for feature in (
+    features: tuple[dict[str, Any], ...] = (
         {"softcap": 9.0},
         {"alibi": True},
         {"sinks": True},
         {"causal": False},
         {"kv": "int8", "k_scale": 0.03},
-    ):
+    )
+    for feature in features:
         for batch in ("decode", "extend", "mixed"):
             base = {"rows": BATCHES[batch], **feature, "tail": "loud"}
             changes = [{**change, "name": name} for name, change in _INERT.items() if "tail" not in change["params"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from dougong_compat.case import Case
 from dougong_compat.cases.make import BATCHES, attention_case, slug
@@ -14,6 +15,7 @@ _PATTERNS = ("scattered", "run", "reversed", "last", "scratch", "none")
 
 def collect() -> Iterator[Case]:
     rows = [[1, 20], [3, 17]]
+    params: dict[str, Any]
     for pattern in _PATTERNS:
         for block in (0, 1, 8, 16, 32, 64, 128):
             for dtype in ("own", "float32", "bfloat16", "float16"):
@@ -50,8 +52,8 @@ def collect() -> Iterator[Case]:
         for D, Dv in ((64, 64), (40, 40), (192, 128), (64, 32)):
             params = {"rows": rows, "K": K, "H": H, "D": D, "Dv": Dv, "slots": "run", "tokens": 13, "packed": True}
             yield attention_case("write/heads", slug(params), params, kind="write")
-    for params in ({"D": 576, "Dv": 512}, {"D": 80, "Dv": 64}):
-        full = {"rows": rows, "K": 1, "H": 2, "latent": True, "layout": "nhd", "block": 16, **params}
+    for D, Dv in ((576, 512), (80, 64)):
+        full = {"rows": rows, "K": 1, "H": 2, "latent": True, "layout": "nhd", "block": 16, "D": D, "Dv": Dv}
         yield attention_case("write/latent", slug(full), {**full, "slots": "scattered"}, kind="write")
     for dtype in ("float32", "bfloat16", "float16"):  # a cache in the model's dtype has no scale
         params = {"rows": rows, "dtype": dtype, "k_scale": 0.5, "v_scale": 4.0, "slots": "scattered"}
@@ -60,6 +62,7 @@ def collect() -> Iterator[Case]:
 
 
 def _roundtrips() -> Iterator[Case]:
+    params: dict[str, Any]
     for pieces in ([1], [3, 1, 8], [16], [7, 9], [64]):
         for batch in ("decode", "extend", "mixed"):
             for block in (0, 8, 16, 64):

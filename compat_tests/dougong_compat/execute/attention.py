@@ -26,7 +26,8 @@ def run_problem(ctx: Any, problem: Problem, message: dict[str, Any], *, declared
 
 def new_tokens(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V of the batch's new tokens in the model's dtype, such that rounding gives back the cached values."""
-    k_rows, v_rows = [], []
+    k_rows: list[torch.Tensor] = []
+    v_rows: list[torch.Tensor] = []
     for row, q_len in enumerate(problem.q_lens):
         end = problem.kv_at[row + 1]
         real = min(q_len, problem.kv_lens[row])

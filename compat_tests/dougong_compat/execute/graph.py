@@ -33,17 +33,16 @@ def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors:
     stage = _Stage(call, problems)
     stage.load(first)
     call.kernel.plan(stage.batch, call.plan)
-    if eager:
-        stage.launch()
-    else:
-        stage.launch()  # warm up outside the capture, as an engine does
+    stage.launch()  # for a graph too: warm up outside the capture, as an engine does
+    graph = None
+    if not eager:
         graph = ctx.device.graphs.new(ctx.device.graphs.new_pool())
         with graph.capture():
             stage.launch()
     for turn, problem in enumerate(problems):
         stage.load(problem)
         call.kernel.plan(stage.batch, call.plan)
-        if eager:
+        if graph is None:
             stage.launch()
         else:
             if call.choice.spec.graph == "update":
@@ -89,7 +88,7 @@ class _Stage:
         """Write a problem's tensors over the last one's."""
         call, view = self.call, self.batch.groups[0]
         self.q.copy_(problem.q)
-        for plane in call.kv.planes.values():  # type: ignore[union-attr]
+        for plane in call.cache.planes.values():
             poison(plane, problem.params["tail"])
         for row, kv_len in enumerate(problem.kv_lens):
             slots = problem.row_slots(row)
@@ -99,7 +98,7 @@ class _Stage:
             span = slice(problem.kv_at[row], problem.kv_at[row + 1])
             for name, (text, _, _) in plane_texts(problem).items():
                 values = (problem.k if name == "k" else problem.v)[span]
-                scatter(text, call.kv.planes[name], slots[live], values[live], problem.block)  # type: ignore[union-attr]
+                scatter(text, call.cache.planes[name], slots[live], values[live], problem.block)
         lens = torch.tensor(problem.kv_lens, dtype=torch.int32)
         view.kv_len.copy_(lens)
         view.host_kv_len = lens if problem.params["host_len"] else None
@@ -119,7 +118,7 @@ class _Stage:
     def launch(self) -> None:
         call = self.call
         if call.problem.params["write"]:
-            call.kernel.write(call.layer, self.new_k, self.new_v, call.kv, self.batch.groups[0].slots)  # type: ignore[arg-type]
+            call.kernel.write(call.layer, self.new_k, self.new_v, call.cache, self.batch.groups[0].slots)
         call.kernel.run(
             call.plan, call.layer, self.q, call.kv, out=self.out.tensor,
             lse=None if self.lse is None else self.lse.tensor,

@@ -35,4 +35,5 @@ _WHERE = {
 def find(kind: str) -> Execute:
     """The function that executes cases of ``kind``."""
     module, _, name = _WHERE[kind].partition(":")
-    return getattr(importlib.import_module(f"dougong_compat.execute.{module}"), name)  # type: ignore[no-any-return]
+    found: Execute = getattr(importlib.import_module(f"dougong_compat.execute.{module}"), name)
+    return found

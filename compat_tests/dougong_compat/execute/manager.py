@@ -176,7 +176,7 @@ def _held_until_released(kv: Any, params: dict[str, Any], seed: int) -> _Checks:
     first = shadow.sequence(list(range(24)))
     yield "admitted", shadow.begin(first, 24) is not None and shadow.compute(first, 24)
     held = set(first.block_ids[0])
-    others = []
+    others: list[Any] = []
     while True:
         other = shadow.sequence([900 + len(others)] * 5)
         if shadow.begin(other, 5) is None:

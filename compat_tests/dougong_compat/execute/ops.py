@@ -82,11 +82,11 @@ def _fused(
         planes[name] = poison(torch.empty(shape, dtype=dtype, device=device))
     cache = None if params.get("no_cache") else LayerCache(planes, layout, params["block"], spec)
     norms = params.get("norms", True)
-    shape = QKVShape(
+    heads = QKVShape(
         H, K, D, Dv, x["q_norm"] if norms else None, x["k_norm"] if norms else None, 1e-6, params.get("offset", 0.0)
     )
     rope = RopeTable(rope_table(params).to(device), params["interleaved"]) if params["R"] else None
-    tensors["y"] = function(x["qkv"], shape, rope, x["positions"], LayerArgs(), cache, x["slots"]).clone()
+    tensors["y"] = function(x["qkv"], heads, rope, x["positions"], LayerArgs(), cache, x["slots"]).clone()
     for name, plane in planes.items():
         tensors[name] = plane.clone()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from dougong_compat.harness.call import Call
+from dougong_compat.harness.guard import Fenced
 from dougong_compat.numbers import dtype_of
 from dougong_compat.problem import Problem, build
 
@@ -22,7 +24,7 @@ def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors:
         _attention(ctx, request, message)
 
 
-def _time(ctx: Any, calls: list[Callable[[], Any]], least: float = 0.15) -> float:
+def _time(ctx: Any, calls: Sequence[Callable[[], object]], least: float = 0.15) -> float:
     """Seconds of one call: the best of five rounds over all of ``calls``, each call with inputs of its own."""
     for call in calls:
         call()
@@ -56,7 +58,7 @@ def _ceilings(ctx: Any, params: dict[str, Any]) -> dict[str, float]:
     best = 0.0
     for kind in {dtype, torch.float32}:
         a = torch.randn(size, size, device=device).to(kind)
-        best = max(best, 2.0 * size**3 / _time(ctx, [lambda a=a: a @ a]))  # type: ignore[misc]
+        best = max(best, 2.0 * size**3 / _time(ctx, [partial(torch.matmul, a, a)]))
     return {"copy": copy, "read": max(read, cached) if params["small"] else read, "matmul": best}
 
 
@@ -71,13 +73,14 @@ def _work(problem: Problem) -> tuple[int, int]:
 
 def _attention(ctx: Any, request: dict[str, Any], message: dict[str, Any]) -> None:
     copies = 2 if sum(row[1] for row in request["params"]["rows"]) > 65536 else 4
-    calls, runs = [], []
+    calls: list[tuple[Call, Fenced]] = []
+    runs: list[Callable[[], object]] = []
     for turn in range(copies):  # fresh inputs: no call reads what the one before left in a cache
         call = Call(ctx, build(request["params"], request["seed"] + turn))
         out, _ = call.outputs()
         call.kernel.plan(call.batch, call.plan)
         calls.append((call, out))
-        runs.append(lambda call=call, out=out: call.kernel.run(call.plan, call.layer, call.q, call.kv, out=out.tensor))
+        runs.append(partial(call.kernel.run, call.plan, call.layer, call.q, call.kv, out=out.tensor))
     message["seconds_each"] = _time(ctx, runs)
     message["provider"] = calls[0][0].choice.candidate.label
     message["bytes"], message["flops"] = _work(calls[0][0].problem)

@@ -25,19 +25,19 @@ def execute(ctx: Any, request: dict[str, Any], message: dict[str, Any], tensors:
     k, v, slots = (call.place(x) for x in (k, v, slots))
     if request["params"].get("packed"):
         k, v = _packed(k, v)
-    before = {name: _bytes(plane) for name, plane in call.kv.planes.items()}  # type: ignore[union-attr]
-    beside = Surroundings(call.kv.planes.values())  # type: ignore[union-attr]
+    before = {name: _bytes(plane) for name, plane in call.cache.planes.items()}
+    beside = Surroundings(call.cache.planes.values())
     given = [k.clone(), v.clone(), slots.clone()]
     for _ in range(request["params"].get("times", 1)):
-        call.kernel.write(call.layer, k, v, call.kv, slots)  # type: ignore[arg-type]
+        call.kernel.write(call.layer, k, v, call.cache, slots)
     ctx.device.synchronize()
     for name, now, was in zip(("k", "v", "slots"), (k, v, slots), given, strict=True):
         if not same_bits(now.cpu(), was.cpu()):
             message["findings"].append(f"write changed its input {name}")
     message["findings"] += [text for text in [beside.finding()] if text]
-    for name, plane in call.kv.planes.items():  # type: ignore[union-attr]
+    for name, plane in call.cache.planes.items():
         tensors[f"before_{name}"], tensors[f"after_{name}"] = before[name], _bytes(plane)
-    assert set(call.kv.planes) == set(plane_texts(problem))  # type: ignore[union-attr]
+    assert set(call.cache.planes) == set(plane_texts(problem))
 
 
 def _bytes(plane: torch.Tensor) -> torch.Tensor:

@@ -172,10 +172,15 @@ class Call:
                 inputs[name] = value
         return Watch(inputs)
 
+    @property
+    def cache(self) -> LayerCache:
+        """``kv``, where it is a cache."""
+        assert isinstance(self.kv, LayerCache)
+        return self.kv
+
     def write(self, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """The kernel's own write of k [T, K, D], v [T, K, Dv] (model dtype)."""
-        assert isinstance(self.kv, LayerCache)
-        self.kernel.write(self.layer, self.place(k), self.place(v), self.kv, self.place(slots))
+        self.kernel.write(self.layer, self.place(k), self.place(v), self.cache, self.place(slots))
 
     def run(self, findings: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Plan and run once; (out, lse) on the host. What the call broke is added to ``findings``."""

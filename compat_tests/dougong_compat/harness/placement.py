@@ -69,7 +69,9 @@ def plane_shape(text: str, blocks: int, block: int, heads: int, dim: int, itemsi
     return tuple(shape)
 
 
-def _index(text: str, plane: torch.Tensor, slots: torch.Tensor, block: int, heads: int, dim: int):  # type: ignore[no-untyped-def]
+def _index(
+    text: str, plane: torch.Tensor, slots: torch.Tensor, block: int, heads: int, dim: int
+) -> tuple[torch.Tensor, ...]:
     """Index tensors, one per physical dimension, each broadcasting to [T, heads, dim]."""
     slots = slots.to(plane.device)
     logical = {

@@ -59,8 +59,8 @@ def judge_variants(
         pairs = [("out", tensors["out0"], out)]
         if "lse0" in tensors and "scale_q" not in change:
             pairs.append(("lse", tensors["lse0"], lse))
-        for name, before, after in pairs:
-            before, after = _rows_to_compare(base, change, before, after)
+        for name, first_run, this_run in pairs:
+            before, after = _rows_to_compare(base, change, first_run, this_run)
             if after is None or not same_bits(before, after):
                 count = "all" if after is None else int((before.double() != after.double()).sum())
                 return Judgement(False, f"{name} changes ({count} elements) after {_describe(change)}", None)
@@ -72,8 +72,8 @@ def _rows_to_compare(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     at = base.q_at
     if "keep" in change:  # the kept rows alone must answer as they did in company
-        pick = [torch.arange(at[row], at[row + 1]) for row in change["keep"]]
-        return before[torch.cat(pick)], after
+        pick = torch.cat([torch.arange(at[row], at[row + 1]) for row in change["keep"]])
+        return before[pick], after
     if "redraw" in change:
         left = [row for row in range(len(base.q_lens)) if row not in change["redraw"]]
         pick = torch.cat([torch.arange(at[row], at[row + 1]) for row in left])

@@ -37,4 +37,5 @@ KINDS = frozenset(_WHERE)
 def find(kind: str) -> Judge:
     """The judge of cases of ``kind``."""
     module, _, name = _WHERE[kind].partition(":")
-    return getattr(importlib.import_module(f"dougong_compat.judge.{module}"), name)  # type: ignore[no-any-return]
+    found: Judge = getattr(importlib.import_module(f"dougong_compat.judge.{module}"), name)
+    return found

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dougong_compat.op_inputs import sample_inputs
@@ -14,22 +15,27 @@ from dougong_compat.tolerance import Tolerance
 
 __all__ = ["judge", "noise"]
 
+_Words = npt.NDArray[np.uint64]
+_Reals = npt.NDArray[np.float64]
+
 _GOLDEN, _A, _B = (np.uint64(x) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: _Words) -> _Words:
     x = (x ^ (x >> np.uint64(30))) * _A
     x = (x ^ (x >> np.uint64(27))) * _B
-    return x ^ (x >> np.uint64(31))
+    mixed: _Words = x ^ (x >> np.uint64(31))
+    return mixed
 
 
-def noise(seeds: np.ndarray, positions: np.ndarray, vocabulary: int) -> np.ndarray:
+def noise(seeds: npt.NDArray[Any], positions: npt.NDArray[Any], vocabulary: int) -> _Reals:
     """Gumbel noise [R, V] from splitmix64 in unsigned 64-bit arithmetic."""
     with np.errstate(over="ignore"):
         row = _mix(seeds.astype(np.uint64) + _mix(positions.astype(np.uint64) * _GOLDEN))[:, None]
         mixed = _mix(row + np.arange(vocabulary, dtype=np.uint64)[None, :] * _GOLDEN)
     uniform = ((mixed >> np.uint64(40)).astype(np.float64) + 0.5) * 2.0**-24
-    return -np.log(-np.log(uniform))
+    drawn: _Reals = -np.log(-np.log(uniform))
+    return drawn
 
 
 def judge(
@@ -66,9 +72,9 @@ def judge(
     return Judgement(True, margin=0.0)
 
 
-def _allowed(scaled: np.ndarray, x: dict[str, torch.Tensor], row: int, slack: float) -> np.ndarray:
+def _allowed(scaled: _Reals, x: dict[str, torch.Tensor], row: int, slack: float) -> npt.NDArray[np.bool_]:
     """Tokens that top-k, then top-p, then min-p leave in; ``slack`` widens (or narrows) every edge."""
-    keep = np.isfinite(scaled)
+    keep: npt.NDArray[np.bool_] = np.isfinite(scaled)
     values = np.where(keep, scaled, -np.inf)
     if "top_k" in x and int(x["top_k"][row]) > 0:
         edge = np.sort(values)[::-1][min(int(x["top_k"][row]), len(values)) - 1]

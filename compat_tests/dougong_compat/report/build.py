@@ -23,7 +23,7 @@ SCHEMA = 1
 
 def schema() -> dict[str, Any]:
     """The published JSON Schema of report.json."""
-    text = resources.files("dougong_compat").joinpath("report", "schema-v1.json").read_text(encoding="utf-8")
+    text = (resources.files("dougong_compat") / "report" / "schema-v1.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     return found
 

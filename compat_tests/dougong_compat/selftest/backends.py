@@ -11,6 +11,7 @@ HONEST = {
     "honest-eager": f"{_HERE}.honest",
     "honest-tiled": f"{_HERE}.honest",
     "honest-split": f"{_HERE}.honest",
+    "honest-late": f"{_HERE}.late",
 }
 
 BUILT_IN = {"reference": f"{_HERE}.reference_backend", **HONEST}

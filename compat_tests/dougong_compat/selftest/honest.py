@@ -55,7 +55,7 @@ def dougong_kernels(device: Any) -> Iterable[KernelSpec]:
     provider = getattr(device, "provider", None)
     if not isinstance(device, EagerDevice) or provider is None:
         return
-    features = _FEATURES | {"ragged"} if provider == "eager" else _FEATURES
+    features = _FEATURES | {"ragged", "latent"} if provider == "eager" else _FEATURES
     yield KernelSpec(
         op="attention", provider=provider, abi=ABI, target=f"{_KERNELS}:{provider.title()}Kernel", features=features,
         layouts=("nhd", "hnd"), priority=10, graph="capture", batch_invariant=True,

@@ -33,13 +33,15 @@ class HostKernel(AttentionKernel):
     """What the three share: planning, recording, pages, writes."""
 
     layouts = (NHD, HND)
+    #: Whether K and V without a cache are taken, and a latent cache (V a view of K).
     whole_rows: ClassVar[bool] = True
+    latent_rows: ClassVar[bool] = False
 
     @classmethod
     def supports(cls, query: AttentionQuery, device: Any) -> tuple[Refusal, ...]:
         if query.layout.name not in ("nhd", "hnd"):
             return (Refusal(f"layout {query.layout.name}", "nhd"),)
-        if query.spec.latent:
+        if query.spec.latent and not cls.latent_rows:
             return (Refusal("a latent cache"),)
         if query.ragged and not cls.whole_rows:
             return (Refusal("K and V without a cache"),)
@@ -126,6 +128,7 @@ class HostKernel(AttentionKernel):
         if spec.softcap is not None:
             s = spec.softcap * torch.tanh(s / spec.softcap)
         if spec.alibi:
+            assert layer.slopes is not None
             s = s + layer.slopes[None, :, None] * distance[:, None, :]
         hidden = torch.zeros_like(distance, dtype=torch.bool)
         if spec.causal:
@@ -147,7 +150,8 @@ class HostKernel(AttentionKernel):
     ) -> None:
         n = cache.block_size
         block, place = slots // n, slots % n
-        for plane, x, scale in ((cache.k, k, layer.k_scale), (cache.v, v, layer.v_scale)):
+        planes = ((cache.k, k, layer.k_scale), (cache.v, v, layer.v_scale))
+        for plane, x, scale in planes[:1] if self.spec.latent else planes:
             stored = self.stored(x, scale)
             if cache.layout.name == "nhd":
                 plane[block, place] = stored
@@ -169,6 +173,8 @@ class HostKernel(AttentionKernel):
 class EagerKernel(HostKernel):
     """Gather the row, one softmax."""
 
+    latent_rows = True
+
     def one_row(
         self, plan: Any, layer: LayerArgs, q: torch.Tensor, kv: Any, row: int, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +193,9 @@ class EagerKernel(HostKernel):
         distance = torch.arange(first, kv_len)[None, :] - q_pos[:, None]
         s = self.scores(layer, q, k, distance, scale)
         lse = torch.logsumexp(s, -1)
-        total = lse if not self.spec.sinks else torch.logaddexp(lse, layer.sinks.float()[None, :])
+        total = lse
+        if layer.sinks is not None:
+            total = torch.logaddexp(lse, layer.sinks.float()[None, :])
         weights = torch.exp(s - torch.where(total == NEG, 0.0, total)[..., None])
         return self.values(weights, v), lse
 
@@ -226,15 +234,15 @@ class TiledKernel(HostKernel):
             top = new_top
         safe = torch.where(top == NEG, 0.0, top)
         lse = safe + torch.log(total)
-        if spec.sinks:
-            total, acc = self.with_sink(layer, top, total, acc)
+        if layer.sinks is not None:
+            total, acc = self.with_sink(layer.sinks, top, total, acc)
         return acc / torch.where(total > 0, total, 1.0)[..., None], lse
 
     def with_sink(
-        self, layer: LayerArgs, top: torch.Tensor, total: torch.Tensor, acc: torch.Tensor
+        self, sinks: torch.Tensor, top: torch.Tensor, total: torch.Tensor, acc: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the sink's logit to the denominator once, at a common maximum."""
-        sink = layer.sinks.float()[None, :]  # type: ignore[union-attr]
+        sink = sinks.float()[None, :]
         high = torch.maximum(top, sink)
         shrink = torch.exp(top - high)
         return total * shrink + torch.exp(sink - high), acc * shrink[..., None]
@@ -271,8 +279,8 @@ class SplitKernel(HostKernel):
         """outs [P, Q, H, Dv], lses [P, Q, H] -> merged."""
         lse = torch.logsumexp(lses, 0)
         total = lse
-        if self.spec.sinks:
-            total = torch.logaddexp(lse, layer.sinks.float()[None, :])  # type: ignore[union-attr]
+        if layer.sinks is not None:
+            total = torch.logaddexp(lse, layer.sinks.float()[None, :])
         share = torch.exp(lses - torch.where(total == NEG, 0.0, total))
         return (outs * share[..., None]).sum(0), lse
 

@@ -33,7 +33,7 @@ def write_package(name: str, folder: Path) -> list[Path]:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: give --out a new folder")
     written = []
-    source = resources.files("dougong_compat").joinpath("template", "files")
+    source = resources.files("dougong_compat") / "template" / "files"
     for template, target in FILES.items():
         text = source.joinpath(template).read_text(encoding="utf-8")
         title = "".join(part.title() for part in name.split("_"))

@@ -84,15 +84,16 @@ def collect() -> Iterator[Case]:
     )
     sixteen = Entry(16, "aiter-3032-table-out-of-bounds", "ROCm/aiter", 3032)
     for width in (0, 1):
-        for batch, rows in (
-            ("decode", [[1, "b"], [1, "2b"]]),
-            ("mixed", [[1, "b+1"], [3, "3b"]]),
-            ("prefill", [[17, 17]]),
-        ):
-            yield sixteen.call(f"{batch}-w{width}", rows=rows, guard=True, width=width, H=4, K=1)
+        tight: dict[str, list[list[int | str]]] = {
+            "decode": [[1, "b"], [1, "2b"]],
+            "mixed": [[1, "b+1"], [3, "3b"]],
+            "prefill": [[17, 17]],
+        }
+        for batch, lengths in tight.items():
+            yield sixteen.call(f"{batch}-w{width}", rows=lengths, guard=True, width=width, H=4, K=1)
     seventeen = Entry(17, "fa-e3b2400a-paged-v-dim", "Dao-AILab/flash-attention", "e3b2400a")
     for D, Dv in ((192, 128), (64, 32), (128, 64)):
         yield seventeen.call(f"{D}-{Dv}", "needle", rows=[[1, "2b+1"], [3, "b+3"]], D=D, Dv=Dv, H=4, K=1)
     eighteen = Entry(18, "dlinfer-6236044-decode-batch", "DeepLink-org/dlinfer", "6236044")
-    for rows in (1, 2, 3, 5, 9):
-        yield eighteen.call(f"batch{rows}", "needle", rows=[[1, 11 + 7 * i] for i in range(rows)], D=128, H=4, K=1)
+    for count in (1, 2, 3, 5, 9):
+        yield eighteen.call(f"batch{count}", "needle", rows=[[1, 11 + 7 * i] for i in range(count)], D=128, H=4, K=1)

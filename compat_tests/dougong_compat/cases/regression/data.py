@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from dougong_compat.case import Case
 from dougong_compat.cases.regression.entry import Entry
 
 __all__ = ["collect"]
 
-_SMALL = {"H": 4, "K": 1}
+_SMALL: dict[str, Any] = {"H": 4, "K": 1}
 
 
 def collect() -> Iterator[Case]:
@@ -46,9 +47,9 @@ def collect() -> Iterator[Case]:
     for pattern in ("scratch", "scattered", "none"):
         yield a.call(pattern, "write", rows=[[1, 9]], slots=pattern, tokens=5, **_SMALL)
     a = Entry(26, "vllm-ascend-10276-masked-load", "vllm-project/vllm-ascend", 10276)
-    for rows in ([[1, 1], [0, 0], [0, 3]], [[1, 2], [3, 1]], [[2, 1], [5, 3]]):
-        name = "-".join(f"{q}of{kv}" for q, kv in rows)
-        yield a.call(name, rows=rows, tail="nan", **_SMALL)
+    for short in ([[1, 1], [0, 0], [0, 3]], [[1, 2], [3, 1]], [[2, 1], [5, 3]]):
+        name = "-".join(f"{q}of{kv}" for q, kv in short)
+        yield a.call(name, rows=short, tail="nan", **_SMALL)
     a = Entry(27, "flashinfer-1533-empty-rows-unwritten", "flashinfer-ai/flashinfer", 1533)
     for lse in (False, True):
         yield a.call(f"decode{'-lse' if lse else ''}", rows=[[1, 0], [1, 5], [1, 0]], lse=lse, **_SMALL)

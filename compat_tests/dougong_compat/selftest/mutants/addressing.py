@@ -17,12 +17,26 @@ _WRAP = (
     "else plane[block].transpose(0, 1)"
 )
 
+#: A latent page's place, computed as {0}; K is read there, and V is its first elements.
+_GATHER = "            k, v = kv.k[blocks, places], kv.v[blocks, places]\n"
+_LATENT = (
+    _GATHER + "            if self.spec.latent:\n"
+    "                span = (kv.num_blocks - 1) * kv.k.stride(0) + kv.k[0].numel()\n"
+    "                at = {0} + places * kv.k.stride(1)\n"
+    "                k = kv.k.as_strided((span,), (1,), 0)[at[:, None] + torch.arange(kv.k.shape[-1])][:, None]\n"
+    "                v = k[..., : self.spec.head_dim_v]\n"
+)
+
 MUTANTS = [
     Mutant("offset-int32-page", "honest-tiled", f"{_RE}01-vllm-1486-slot-offset-overflow/decode", _PAGE, _WRAP, 1),
     Mutant(
         "offset-int32-write", "honest-tiled", f"{_RE}01-vllm-1486-slot-offset-overflow/write",
         "        block, place = slots // n, slots % n\n",
         "        block, place = slots // n, slots % n\n        block = torch.where(block * cache.k.stride(0) < 2**31, block, 0)\n", 1,
+    ),
+    Mutant(
+        "latent-page-int32", "honest-eager", f"{_RE}02-vllm-47671-mla-page-stride/decode", _GATHER,
+        _LATENT.format("(blocks.int() * kv.k.stride(0)).long()"), 2,
     ),
     Mutant(
         "gather-int32", "honest-eager", f"{_RE}03-vllm-50427-gather-below-the-cache/decode", _BLOCKS,
@@ -40,6 +54,10 @@ MUTANTS = [
     Mutant(
         "block-id-16-bits", "honest-tiled", f"{_RE}06-aiter-3211-block-id-16-bits/block1", _BLOCK,
         "block = int(plan.table[row, tile]) & 0xFFFF", 6,
+    ),
+    Mutant(
+        "latent-page-wraps", "honest-eager", f"{_RE}07-flashinfer-3136-page-stride-wraps/decode", _GATHER,
+        _LATENT.format("blocks * kv.k.stride(0) % 2**32"), 7,
     ),
     Mutant(
         "packed-layers-stride", "honest-tiled", f"{_RE}08-vllm-xpu-kernels-445-packed-layers/wide-decode", _PAGE, _WRAP, 8,
@@ -109,6 +127,18 @@ MUTANTS = [
         "            full = -(-kv_len // kv.block_size) * kv.block_size\n"
         "            k, v = self.read(kv, layer, plan.table[row], first, full)\n"
         "            k, v = k[: kv_len - first], v[: kv_len - first] + 0 * v[kv_len - first :].sum(0)\n", 20,
+    ),
+    Mutant(  # head dims are padded to a power of two: those that are not take another path, which forgets the mask
+        "padded-v-unmasked", "honest-tiled", f"{_RE}22-aiter-5401-v-padding/d80",
+        "            v = self.page(kv, kv.v, block)[:width]\n",
+        "            v = self.page(kv, kv.v, block)\n"
+        "            hidden = v[width:] if spec.head_dim & (spec.head_dim - 1) else v[:0]\n"
+        "            v = v[:width] + 0 * hidden.float().sum(0).to(v.dtype)\n", 22,
+    ),
+    Mutant(  # lanes behind the mask keep what lies in memory, in place of the 0 that the load asks for
+        "masked-load-not-honoured", "honest-tiled", f"{_RE}26-vllm-ascend-10276-masked-load/2of1-5of3",
+        "            k = self.page(kv, kv.k, block)[:width]\n",
+        "            k = self.page(kv, kv.k, block)\n            k = k[:width] + 0 * k[width:].float().sum(0).to(k.dtype)\n", 26,
     ),
     Mutant(
         "stale-v-leaks", "honest-tiled", "L2/regression/23-vllm-53856-stale-v-changes-bits/decode",

@@ -23,6 +23,15 @@ MUTANTS = [
         "        q_pos = kv_len - q_len + torch.arange(q_len)\n        outs, lses = [], []\n",
         "        q_pos = max(1 if row else 0, kv_len - q_len) + torch.arange(q_len)\n        outs, lses = [], []\n", 31,
     ),
+    Mutant(  # a chunk's context is attended apart, and merged by an LSE to the base of two
+        "context-merged-in-base-two", "honest-eager", "L2/regression/30-vllm-26042-mla-chunked-prefill/by16",
+        "        lse = torch.logsumexp(s, -1)\n        total = lse\n",
+        "        if self.spec.latent and 1 < q_len < kv_len:\n"
+        "            context = s[..., : kv_len - q_len]\n"
+        "            context = context + (1 / 0.6931471805599453 - 1) * torch.logsumexp(context, -1, keepdim=True)\n"
+        "            s = torch.cat((context, s[..., kv_len - q_len :]), -1)\n"
+        "        lse = torch.logsumexp(s, -1)\n        total = lse\n", 30,
+    ),
     Mutant(
         "prefix-of-one-block", "honest-tiled", f"{_RE}33-sglang-22819-prefix-is-one-block/q7", _TILED_POS,
         "        q_pos = kv_len - q_len + torch.arange(q_len)\n        q_pos = q_pos - n if kv_len - q_len == n else q_pos\n        top =", 33,

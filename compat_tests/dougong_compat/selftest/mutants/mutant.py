@@ -1,4 +1,4 @@
-"""A planted bug: a line of an honest kernel replaced, or a method of the block manager."""
+"""A planted bug: a line of an honest kernel or device replaced, or a method of the block manager."""
 
 from __future__ import annotations
 
@@ -23,5 +23,7 @@ class Mutant:
     entry: int = 0
     manager: str = ""
     equivalent: str = ""
+    file: str = "kernels.py"
+    """Where ``old`` stands: in the honest kernels, or in the device that works late."""
     also: tuple[tuple[str, str], ...] = ()
     """Further replacements that belong to the same bug."""

@@ -27,8 +27,8 @@ MUTANTS = [
     ),
     Mutant(
         "sink-once-per-split", "honest-split", f"{_RE}48-rocm-libraries-12227-sink-per-split/split",
-        "            total = torch.logaddexp(lse, layer.sinks.float()[None, :])  # type: ignore[union-attr]\n",
-        "            total = torch.logaddexp(lse, layer.sinks.float()[None, :] + math.log(outs.shape[0]))\n", 48,
+        "            total = torch.logaddexp(lse, layer.sinks.float()[None, :])\n        share",
+        "            total = torch.logaddexp(lse, layer.sinks.float()[None, :] + math.log(outs.shape[0]))\n        share", 48,
         also=(("NEG = float(\"-inf\")\n", "import math\n\nNEG = float(\"-inf\")\n"),),
     ),
     Mutant(
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         "sinks-unreachable", "honest-tiled", f"{_RE}48-rocm-libraries-12227-sink-per-split/extend",
-        "        if spec.sinks:\n            total, acc", "        if spec.sinks and q_len == 1:\n            total, acc", 48,
+        "        if layer.sinks is not None:\n            total, acc", "        if layer.sinks is not None and q_len == 1:\n            total, acc", 48,
     ),
     Mutant(
         "stale-scale", "honest-eager", "L2/regression/49-flashinfer-4014-stale-scale/q1",

@@ -9,6 +9,7 @@ __all__ = ["MUTANTS"]
 _RE = "L4/regression/"
 _LENS = "        into.lens = view.kv_len.tolist()\n"
 _TABLE = "        into.table = view.block_table\n"
+_COPY = "        self.kept.append(lambda: torch.Tensor.copy_(target, source))\n"
 
 MUTANTS = [
     Mutant(
@@ -62,6 +63,23 @@ MUTANTS = [
         "        _RUNS.append(1)\n        if len(_RUNS) % 3 == 0 and len(lses) > 1:\n            outs, lses = outs[1:], lses[1:]\n"
         "        lse = torch.logsumexp(lses, 0)\n", 63,
         also=(("NEG = float(\"-inf\")\n", "NEG = float(\"-inf\")\n_RUNS: list = []\n"),),
+    ),
+    Mutant(
+        "copy-out-before-compute", "honest-late", "L0/regression/61-vllm-45704-copy-before-compute/copy-out", _COPY,
+        "        if not self.owns(target):\n            torch.Tensor.copy_(target, source)\n            return\n" + _COPY, 61,
+        file="late.py",
+    ),
+    Mutant(
+        "compute-before-copy-in", "honest-late", "L0/regression/61-vllm-45704-copy-before-compute/copy-in",
+        "        if mine:\n            self.finish(len(self.kept))\n",
+        "        if mine:\n            copies = [call for call in self.kept if call.__qualname__.startswith(\"LateQueue.copy\")]\n"
+        "            self.kept = [call for call in self.kept if call not in copies]\n"
+        "            self.finish(len(self.kept))\n            self.kept = copies\n", 61,
+        file="late.py",
+    ),
+    Mutant(  # recorded on a stream that the copy is not on
+        "event-of-another-stream", "honest-late", "L0/regression/62-tensorrt-llm-15546-pinned-buffer-reused/event",
+        "        self.before = list(self.queue.kept)\n", "        self.before = []\n", 62, file="late.py",
     ),
     Mutant(
         "second-plan-overwrites", "honest-eager", "L4/stress/two-plans/decode-h8k2-d64",
