@@ -13,6 +13,16 @@ __all__ = ["probe"]
 _OLDEST_DRIVER = 12000
 """CUDA version, as the driver counts it, that the oldest torch allowed was built for."""
 
+_STATUS = {
+    3: ": not initialised",
+    100: ": there is none",
+    101: ": no such device; CUDA_VISIBLE_DEVICES may name one that is not there",
+    802: ": not ready; on a machine with NVSwitch the fabric manager must run",
+    803: ": the driver's library and its kernel module are of different versions; restart the machine",
+    804: ": the CUDA compatibility library does not go with this card",
+}
+"""What the statuses of ``cuInit`` that are met in practice mean (CUDA driver API, ``CUresult``)."""
+
 
 def probe() -> Probe:
     """Ask the driver library: its version, and the devices' names."""
@@ -28,7 +38,7 @@ def probe() -> Probe:
     if status != 0:
         return Probe(
             ok=False,
-            reason=f"the NVIDIA driver finds no device (cuInit gave {status})",
+            reason=f"the NVIDIA driver finds no device (cuInit gave {status}{_STATUS.get(status, '')})",
             remedy="See what nvidia-smi says, and whether CUDA_VISIBLE_DEVICES hides the device.",
         )
     found = ctypes.c_int()
@@ -49,6 +59,15 @@ def probe() -> Probe:
             ok=False,
             reason=f"torch {build.version} is a {build.kind} build, not a CUDA one",
             remedy="Install torch's CUDA build.",
+        )
+    toolkit = int(build.cuda.split(".")[0])
+    if found.value < 1000 * toolkit:  # an older minor version will do, an older major one will not
+        return Probe(
+            ok=False,
+            reason=f"the NVIDIA driver is too old for this torch: it speaks CUDA {_cuda(found.value)}, and torch "
+            f"{build.version} was built with CUDA {build.cuda}",
+            remedy=f"Upgrade the driver to one for CUDA {toolkit}.0, or install a torch built with CUDA "
+            f"{found.value // 1000}.",
         )
     return _devices(driver)
 

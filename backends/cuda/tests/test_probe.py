@@ -65,12 +65,24 @@ def test_a_card_that_will_do_is_named_and_older_ones_are_left_out(monkeypatch: p
     assert found.ok and found.devices == ("NVIDIA H100", "NVIDIA A10") and found.reason == "2 device(s)"
 
 
+def test_a_driver_of_an_older_minor_version_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = TorchBuild("2.13.0+cu132", cuda="13.2")
+    assert ask(monkeypatch, Driver(("NVIDIA H100", 9), version=13000), newer).ok
+
+
 @pytest.mark.parametrize(
     ("driver", "build", "triton", "reason", "remedy"),
     [
         (None, CUDA, True, "no NVIDIA driver was found", "Install NVIDIA's driver"),
-        (Driver(status=100), CUDA, True, "finds no device (cuInit gave 100)", ""),
+        (Driver(status=100), CUDA, True, "finds no device (cuInit gave 100: there is none)", "CUDA_VISIBLE_DEVICES"),
+        (Driver(status=803), CUDA, True, "cuInit gave 803: the driver's library and its kernel module", "nvidia-smi"),
+        (Driver(status=999), CUDA, True, "finds no device (cuInit gave 999)", "nvidia-smi"),
         (Driver(("Tesla V100", 7), version=11040), CUDA, True, "too old: it speaks CUDA 11.4, not 12.0", "Upgrade"),
+        (
+            Driver(("NVIDIA H100", 9), version=12080), CUDA, True,
+            "it speaks CUDA 12.8, and torch 2.11.0+cu130 was built with CUDA 13.0",
+            "Upgrade the driver to one for CUDA 13.0, or install a torch built with CUDA 12.",
+        ),
         (Driver(("NVIDIA H100", 9)), CUDA, False, "Triton is not installed", "Install torch's CUDA build"),
         (Driver(("NVIDIA H100", 9)), None, True, "torch is not installed", "Install torch's CUDA build"),
         (Driver(("NVIDIA H100", 9)), TorchBuild("2.13.0+cpu"), True, "torch 2.13.0+cpu is a CPU build", "CUDA build"),
@@ -81,7 +93,8 @@ def test_a_card_that_will_do_is_named_and_older_ones_are_left_out(monkeypatch: p
         (Driver(("Tesla T4", 7)), CUDA, True, "Tesla T4: older than compute capability 8.0", "8.0 or newer"),
         (Driver(), CUDA, True, "the driver lists no device", "CUDA_VISIBLE_DEVICES"),
     ],
-    ids=["no driver", "no init", "old driver", "no triton", "no torch", "cpu torch", "rocm torch", "old card", "none"],
+    ids=["no driver", "no init", "two drivers", "unknown status", "old driver", "old for this torch", "no triton",
+         "no torch", "cpu torch", "rocm torch", "old card", "none"],
 )  # fmt: skip
 def test_what_is_missing_is_named_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch, driver: Driver | None, build: TorchBuild | None, triton: bool, reason: str,
