@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dougong.cli import options
-from dougong.cli.bench.report import emit, plot_bars
+from dougong.cli.bench.report import check_plot, emit, plot_bars
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,7 @@ def attention(
 
     from dougong.hal import open_backend
 
+    check_plot(plot)
     shape = Shape(*options.query_and_kv_heads(heads), head_dim, block_size)
     kind = options.model_dtype(dtype)
     loads = {

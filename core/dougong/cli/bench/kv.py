@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from dougong.cli.bench.report import emit, plot_bars
+from dougong.cli.bench.report import check_plot, emit, plot_bars
 from dougong.kv import BlockHasher, BlockPool, GroupSpec, KVCacheManager, KVSequence
 from dougong.scheduling import Request, Scheduler, SchedulerConfig
 from dougong.types import SamplingParams
@@ -146,6 +146,7 @@ def run() -> dict[str, float]:
 
 def kv(plot: Annotated[Path | None, typer.Option(help="Draw the times to this PNG.")] = None) -> None:
     """Microseconds of schedule and commit per running request, of a block hash, and of pool and prefix index."""
+    check_plot(plot)
     result = run()
     workload = {"running": 256, "block_size": BLOCK}
     emit("kv", workload, result, device={"backend": "none", "name": platform.processor() or platform.machine()})

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dougong.cli import options
-from dougong.cli.bench.report import emit, plot_bars
+from dougong.cli.bench.report import check_plot, emit, plot_bars
 from dougong.types import RequestOutput, SamplingParams
 
 __all__ = ["measure", "offline"]
@@ -38,6 +38,7 @@ def offline(
     """Output tokens per second of whole batches, as a peer's offline benchmark measures them."""
     from dougong.engine import LLM
 
+    check_plot(plot)
     loads = options.numbers("--workloads", "N:IN:OUT", workloads, "16:512:128")
     if not loads:
         raise typer.BadParameter("--workloads is empty: expected N:IN:OUT[,N:IN:OUT…], e.g. 16:512:128")

@@ -6,12 +6,13 @@ import json
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dougong.errors import ConfigError
 
-__all__ = ["emit", "plot_bars"]
+__all__ = ["check_plot", "emit", "plot_bars"]
 
 
 def emit(bench: str, workload: dict[str, Any], result: dict[str, Any], *, device: dict[str, Any]) -> dict[str, Any]:
@@ -35,19 +36,34 @@ def emit(bench: str, workload: dict[str, Any], result: dict[str, Any], *, device
     return line
 
 
+def check_plot(path: Path | None) -> None:
+    """Refuse a plot that cannot be drawn before minutes of measuring, not after.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or ``path`` is no PNG or lies in a folder that is not there.
+    """
+    if path is None:
+        return
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib: pip install 'dougong[plots]'")
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"--plot {path}: expected a file whose name ends in .png")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"--plot {path}: {what}. Give the name of a file in a folder that exists")
+
+
 def plot_bars(path: Path, title: str, unit: str, bars: dict[str, float]) -> None:
     """Draw ``bars`` as a PNG.
 
     Raises:
-        ConfigError: matplotlib is not installed (says how to get it), or ``path`` cannot be written.
+        ConfigError: ``path`` cannot be written.
     """
-    try:
-        import matplotlib
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'dougong[plots]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(bars) + 1.2))
     axes.barh(list(bars), list(bars.values()), color="#3b6ea5")
     axes.invert_yaxis()

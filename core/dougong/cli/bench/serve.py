@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dougong.cli import options
 from dougong.cli.bench.load import Answer, Target, run_load
-from dougong.cli.bench.report import emit
+from dougong.cli.bench.report import check_plot, emit
 from dougong.cli.bench.server_process import engine_figures, served_model, server
 from dougong.cli.bench.summary import parse_slo, plot_answers, summarize
 from dougong.cli.bench.workload import Arrivals, Prompt, conversation_prompts, file_prompts, random_prompts
@@ -69,6 +69,7 @@ def serve(
 
     Times are the client's: what a user sees. Failed requests are counted and shown, never left out in silence.
     """
+    check_plot(plot)
     limits = parse_slo(slo or [])
     arrivals = Arrivals(request_rate, burstiness, burst)
     extra = _object(body)

@@ -9,7 +9,7 @@ import typer
 
 from dougong.cli import options
 from dougong.cli.bench.offline import measure
-from dougong.cli.bench.report import emit, plot_bars
+from dougong.cli.bench.report import check_plot, emit, plot_bars
 
 __all__ = ["step"]
 
@@ -29,6 +29,7 @@ def step(
     """Microseconds per step on the engine's thread, by part: schedule, launch, wait for the device, commit."""
     from dougong.engine import LLM
 
+    check_plot(plot)
     given = options.engine_options(
         set_, backend=backend, dtype=dtype, quantization=quantization, load_format=load_format, max_num_seqs=rows
     )
