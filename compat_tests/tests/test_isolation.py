@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from dougong_compat.execute import stress
 from dougong_compat.outcome import Outcome
 from dougong_compat.pool import OpenError, Target, Worker
 from dougong_compat.selftest.lab import Lab
@@ -43,6 +46,29 @@ def test_a_leak_fails_its_case(lab: Lab) -> None:
     case = "L4/stress/leak/decode-h8k2-d64"
     assert lab.judge(case).outcome is Outcome.PASS
     assert lab.judge(case, "bad-leak").outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(
+    ("each", "once", "leaks"), [(0, 0, False), (0, 4096, False), (512, 0, True), (512, 4096, True)]
+)
+def test_device_memory_that_calls_keep_is_a_leak(
+    monkeypatch: pytest.MonkeyPatch, each: int, once: int, leaks: bool
+) -> None:
+    """What grows with every call, but not a workspace that the seventh makes for all."""
+    calls = 0
+
+    def call(*_: object, **__: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    monkeypatch.setattr(stress, "run_problem", call)
+    monkeypatch.setattr(stress, "build", lambda *_: None)
+    counted = SimpleNamespace(memory_allocated=lambda index: each * calls + (once if calls > 6 else 0))
+    for module, seen in ((counted, True), (torch.cpu, False)):
+        device = SimpleNamespace(module=module, index=0, synchronize=lambda: None)
+        message: dict[str, Any] = {}
+        stress.execute(SimpleNamespace(device=device), {"params": {"check": "leak"}, "seed": 1}, message, {})
+        assert [held for what, held in message["checks"] if "bytes" in what] == ([not leaks] if seen else [])
 
 
 def test_unknown_backend_is_an_open_error() -> None:
