@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["refuse_layer", "refuse_runner"]
+__all__ = ["refuse_call", "refuse_layer", "refuse_runner"]
 
 #: The pool whose buffers are [places, heads, dim] and whose places are the ones in the table of requests.
 _POOL = "MHATokenToKVPool"
@@ -40,13 +40,13 @@ def refuse_runner(runner: Any) -> None:
         )
 
 
-def refuse_layer(layer: Any, given: dict[str, Any]) -> None:
-    """Judge a layer and what its model hands to attention beside q, k and v.
+def refuse_layer(layer: Any) -> None:
+    """Judge a layer, once.
 
     Raises:
         ValueError: it asks for something that would be left out.
     """
-    odd = sorted(name for name, value in given.items() if value is not None)
+    odd = []
     attn_type = getattr(layer.attn_type, "value", layer.attn_type)
     if layer.is_cross_attention:
         odd.append("cross attention")
@@ -58,6 +58,19 @@ def refuse_layer(layer: Any, given: dict[str, Any]) -> None:
         odd.append("temperature by length")
     if layer.k_scale is not None or layer.v_scale is not None:
         odd.append("cache scales")
+    _refuse(layer, odd)
+
+
+def refuse_call(layer: Any, given: dict[str, Any]) -> None:
+    """Judge what a model hands to attention beside q, k and v.
+
+    Raises:
+        ValueError: it would be left out.
+    """
+    _refuse(layer, sorted(name for name, value in given.items() if value is not None))
+
+
+def _refuse(layer: Any, odd: list[str]) -> None:
     if odd:
         raise ValueError(
             f"--attention-backend dougong does not support {', '.join(odd)} (layer {layer.layer_id}). Choose another "

@@ -26,7 +26,7 @@ def make(monkeypatch: pytest.MonkeyPatch, page: int, **options: Any) -> tuple[An
     dougong_sglang.register()
     order = torch.randperm(192 // page - 1, generator=torch.Generator().manual_seed(1))[: 3 * 64 // page - 1] + 1
     order = torch.cat((order, order.new_tensor([192 // page])))
-    table = (order[:, None] * page + torch.arange(page)).reshape(3, 64)
+    table = (order[:, None] * page + torch.arange(page)).reshape(3, 64).int()
     table[2, :16] = table[0, :16]
     pool = options.pop("pool", None) or host.MHATokenToKVPool(192 + page, K, D)
     return registered["backends"]["dougong"](host.runner(pool, table, page, **options)), pool, table
@@ -153,7 +153,8 @@ def test_a_graph_is_refused_where_the_kernel_cannot_be_captured(monkeypatch: pyt
         backend.forward_decode(q, k, v, host.layer(H, K, D), batch)
 
 
-def test_a_replay_reads_the_captured_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole_table", [True, False])
+def test_a_replay_reads_the_captured_addresses(whole_table: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a kernel that says it can be captured: the step is refreshed in place, and gives the new batch's result."""
     torch.manual_seed(0)
     backend, pool, table = make(monkeypatch, 16)
@@ -165,6 +166,8 @@ def test_a_replay_reads_the_captured_addresses(monkeypatch: pytest.MonkeyPatch) 
         return kernel, dataclasses.replace(declared, graph="capture")
 
     monkeypatch.setattr(module, "attention_kernel", captured)
+    if not whole_table:
+        monkeypatch.setattr(module, "_SMALL_TABLE", 0)
     pool.k, pool.v = torch.randn_like(pool.k), torch.randn_like(pool.v)
     backend.init_cuda_graph_state(3, 3)
     layer = host.layer(H, K, D)
@@ -180,3 +183,34 @@ def test_a_replay_reads_the_captured_addresses(monkeypatch: pytest.MonkeyPatch) 
     history = [(pool.k[table[row, :n]], pool.v[table[row, :n]]) for row, n in ((2, 40), (1, 7))]
     want = reference(q.view(2, H, D), history, [1, 1], layer)
     torch.testing.assert_close(out.view(2, H, D), want, rtol=1e-4, atol=1e-4)
+
+
+def test_queries_behind_the_batch_are_answered_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, _, table = make(monkeypatch, 16)
+    batch = host.forward([0], [2], [2], table, decode=False)
+    backend.init_forward_metadata(batch)
+    q, k, v = torch.randn(5, H * D), torch.randn(2, K, D), torch.randn(2, K, D)
+    out = backend.forward_extend(q, k, v, host.layer(H, K, D), batch)
+    want = reference(q.view(5, H, D), [(k, v)], [2], host.layer(H, K, D))
+    torch.testing.assert_close(out[:2].view(2, H, D), want, rtol=1e-4, atol=1e-4)
+    assert not out[2:].any()
+
+
+def test_lengths_that_the_host_does_not_have_are_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, _, table = make(monkeypatch, 16)
+    module = sys.modules["dougong_sglang.backend"]
+    original = module.attention_kernel
+
+    def wanting(*args: Any, **kwargs: Any) -> Any:
+        kernel, declared = original(*args, **kwargs)
+        return kernel, dataclasses.replace(declared, needs_host_lengths=True)
+
+    monkeypatch.setattr(module, "attention_kernel", wanting)
+    batch = host.forward([0], [2], [2], table, decode=False)
+    q, k, v = torch.zeros(2, H * D), torch.zeros(2, K, D), torch.zeros(2, K, D)
+    backend.init_forward_metadata(batch)
+    backend.forward_extend(q, k, v, host.layer(H, K, D), batch)
+    batch.seq_lens_cpu = None
+    backend.init_forward_metadata(batch)
+    with pytest.raises(ValueError, match="SGLang keeps none for this batch"):
+        backend.forward_extend(q, k, v, host.layer(H, K, D), batch)
