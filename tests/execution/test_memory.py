@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from execution_harness import HostDevice, host_backend, make_runner
 from dougong.config import EngineConfig
 from dougong.errors import CacheMemoryError, ConfigError, KernelSelectionError, ModelLoadError
 from dougong.execution.groups import form_groups
-from dougong.execution.memory import CacheBudget, CacheDemand, allocate, size_pools
-from dougong.hal import AttentionSpec, Exactly, KVGroup, KVLayout, Multiple
+from dougong.execution.memory import CacheBudget, CacheDemand, allocate, has_meter, metered_budget, size_pools
+from dougong.hal import AttentionSpec, Device, Exactly, KVGroup, KVLayout, Multiple
 from dougong.hal.selection import Candidate
 from dougong.models import CausalLM
 from dougong.plugins import ABI, KernelSpec
@@ -183,3 +184,91 @@ def test_the_host_takes_a_share_of_what_is_free(llama_folder: Path) -> None:
     device.free = 1 << 12
     with pytest.raises(CacheMemoryError, match=r"40% of the 0.00 MiB that are free.*kv_cache_memory"):
         make_runner(llama_folder, backend=host_backend(device), num_kv_blocks=None)
+
+
+class Meter:
+    """torch's module of a device of 1,000 MiB with 600 MiB of weights; a step takes 100 KiB a token."""
+
+    def __init__(self) -> None:
+        self.used = self.peak = 600 << 20
+        self.asked: list[int] = []
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        return (1000 << 20) - self.used, 1000 << 20
+
+    def memory_allocated(self, index: int) -> int:
+        return self.used
+
+    memory_reserved = memory_allocated
+
+    def reset_peak_memory_stats(self, index: int) -> None:
+        self.peak = self.used
+
+    def max_memory_allocated(self, index: int) -> int:
+        return self.peak
+
+    def synchronize(self, index: int) -> None: ...
+
+    def step(self, tokens: int) -> Callable[[], None]:
+        def run() -> None:
+            self.asked.append(tokens)
+            need = self.used + tokens * 100 * 1024
+            if need > 1000 << 20:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+            self.peak = need
+
+        return run
+
+
+class Metered(Device):
+    type, index, name = "meter", 0, "a card"
+    torch_device = torch.device("meta")
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    @property
+    def module(self) -> Any:
+        return self.meter
+
+
+def test_the_cache_takes_what_is_left_beside_weights_activations_and_graphs() -> None:
+    meter = Meter()
+    assert has_meter(Metered(meter))
+    config = EngineConfig(memory_utilization=0.9)
+    found = metered_budget(Metered(meter), config, meter.step, 1024, 20 << 20, smaller=[512])
+    assert found.size == (900 - 600 - 100 - 20) << 20 and meter.asked == [1024]
+    assert "0.59 GiB are in use, 100.00 MiB go to activations and 20.00 MiB to graphs" in found.source
+    # Somebody else's memory on the same device counts too, and nothing left is none rather than less.
+    meter.used = 890 << 20
+    assert metered_budget(Metered(meter), config, meter.step, 512, 0).size == 0
+
+
+def test_a_step_that_does_not_fit_names_one_that_does() -> None:
+    meter = Meter()
+    config = EngineConfig(max_num_seqs=256)
+    words = r"8192 tokens and the logits of 256 requests do not fit .*0.39 GiB of 0.98 GiB are free on a card"
+    with pytest.raises(
+        CacheMemoryError, match=rf"{words}.*One of 4096 tokens fits: set max_num_batched_tokens=4096"
+    ) as e:
+        metered_budget(Metered(meter), config, meter.step, 8192, 0, smaller=[4096, 2048])
+    assert isinstance(e.value.__cause__, torch.OutOfMemoryError) and meter.asked == [8192, 4096]
+    with pytest.raises(CacheMemoryError, match=r"Nor does one of 5000 tokens: lower max_num_seqs"):
+        metered_budget(Metered(meter), config, meter.step, 8192, 0, smaller=[5000])
+    with pytest.raises(
+        CacheMemoryError, match="Set a lower max_num_batched_tokens, lower max_num_seqs, or take smaller"
+    ):
+        metered_budget(Metered(meter), config, meter.step, 8192, 0)
+
+
+def test_a_step_whose_own_cache_does_not_fit_is_told_from_a_broken_one() -> None:
+    def full(tokens: int) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(tokens: int) -> Callable[[], None]:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(CacheMemoryError, match="do not fit beside the weights"):
+        metered_budget(Metered(Meter()), EngineConfig(), full, 64, 0)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        metered_budget(Metered(Meter()), EngineConfig(), broken, 64, 0)

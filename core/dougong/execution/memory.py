@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -84,43 +85,87 @@ def host_budget(device: Device, config: EngineConfig) -> CacheBudget:
     )
 
 
-def metered_budget(device: Device, config: EngineConfig, forward: Callable[[], None], reserve: int) -> CacheBudget:
+def metered_budget(
+    device: Device,
+    config: EngineConfig,
+    step: Callable[[int], Callable[[], None]],
+    tokens: int,
+    reserve: int,
+    *,
+    smaller: Sequence[int] = (),
+) -> CacheBudget:
     """What ``memory_utilization`` leaves beside everything held now, one largest step's activations, and ``reserve``.
 
     Args:
-        forward: runs the largest step; what it allocates and frees is measured.
+        step: makes a function that runs a step of so many tokens; what that allocates and frees is measured.
+        tokens: of the largest step.
         reserve: bytes for device graphs.
+        smaller: steps to try, in this order, when that one does not fit, so that the error can name one that does;
+            none where other ranks take part in a step.
 
     Raises:
         CacheMemoryError: the largest step itself does not fit.
     """
-    module, index = device.module, device.index
     gc.collect()
-    before = module.memory_allocated(index)
-    module.reset_peak_memory_stats(index)
+    found = _measure(device, step, tokens)
+    if isinstance(found, Exception):
+        raise _step_does_not_fit(device, config, step, tokens, smaller) from found
+    activations, held = found
+    total = device.memory().total
+    allowed = int(total * config.memory_utilization)
+    return CacheBudget(
+        max(0, allowed - held - activations - reserve),
+        f"memory_utilization={config.memory_utilization} of {_gib(total)}, of which {_gib(held)} are in use, "
+        f"{_gib(activations)} go to activations and {_gib(reserve)} to graphs",
+        "Raise memory_utilization, lower max_model_len, max_num_batched_tokens or max_num_seqs, choose a smaller "
+        "kv_cache_dtype, or take smaller weights (quantization=).",
+    )
+
+
+def _measure(device: Device, step: Callable[[int], Callable[[], None]], tokens: int) -> tuple[int, int] | RuntimeError:
+    """(bytes that a step takes while it runs, bytes in use beside it), or the error of one that does not fit."""
+    module, index = device.module, device.index
+    forward: Callable[[], None] | None = None
     try:
+        forward = step(tokens)
+        before = module.memory_allocated(index)
+        module.reset_peak_memory_stats(index)
         forward()
         device.synchronize()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        info = device.memory()
-        raise CacheMemoryError(
-            f"a step of the largest size does not fit beside the weights: {info.free} of {info.total} bytes are free "
-            f"on {device.name}. Lower max_num_batched_tokens or max_num_seqs, or take smaller weights (quantization=)."
-        ) from error
+        forward = None  # the error's frames, this one too, hold what the step had allocated
+        traceback.clear_frames(error.__traceback__)
+        return error
     activations = max(0, module.max_memory_allocated(index) - before)
     gc.collect()
     info = device.memory()
-    held = info.total - info.free
-    allowed = int(info.total * config.memory_utilization)
-    return CacheBudget(
-        max(0, allowed - held - activations - reserve),
-        f"memory_utilization={config.memory_utilization} of {_gib(info.total)}, of which {_gib(held)} are in use, "
-        f"{_gib(activations)} go to activations and {_gib(reserve)} to graphs",
-        "Raise memory_utilization, lower max_model_len, max_num_batched_tokens or max_num_seqs, choose a smaller "
-        "kv_cache_dtype, or take smaller weights (quantization=).",
+    return activations, info.total - info.free
+
+
+def _step_does_not_fit(
+    device: Device,
+    config: EngineConfig,
+    step: Callable[[int], Callable[[], None]],
+    tokens: int,
+    smaller: Sequence[int],
+) -> CacheMemoryError:
+    gc.collect()
+    info = device.memory()
+    text = (
+        f"a step of {tokens} tokens and the logits of {config.max_num_seqs} requests do not fit beside the weights: "
+        f"{_gib(info.free)} of {_gib(info.total)} are free on {device.name}."
     )
+    other = "lower max_num_seqs, or take smaller weights (quantization=)."
+    for fewer in smaller:
+        if not isinstance(_measure(device, step, fewer), Exception):
+            return CacheMemoryError(
+                f"{text} One of {fewer} tokens fits: set max_num_batched_tokens={fewer}; or {other}"
+            )
+    if smaller:
+        return CacheMemoryError(f"{text} Nor does one of {smaller[-1]} tokens: {other}")
+    return CacheMemoryError(f"{text} Set a lower max_num_batched_tokens, {other}")
 
 
 def size_pools(

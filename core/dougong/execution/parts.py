@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,14 +142,17 @@ def assemble(
         def budget() -> CacheBudget:
             if not has_meter(device):
                 return host_budget(device, config)
-            step = largest_step(
-                model.model, chosen, ops,
-                device,
-                collectives,
-                rows=config.max_num_seqs, tokens=step_tokens, max_len=demand.max_model_len,
-            )  # fmt: skip
+
+            def step(tokens: int) -> Callable[[], None]:
+                return largest_step(
+                    model.model, chosen, ops, device, collectives,
+                    rows=config.max_num_seqs, tokens=tokens, max_len=demand.max_model_len,
+                )  # fmt: skip
+
             reserve = (device.memory().total // 50) if sizes[0] else 0
-            return metered_budget(device, config, step, reserve)
+            halves = [step_tokens >> i for i in range(1, step_tokens.bit_length())] if ranks.alone else []
+            smaller = [tokens for tokens in halves if tokens >= config.max_num_seqs]
+            return metered_budget(device, config, step, step_tokens, reserve, smaller=smaller)
 
         specs, max_len = size_pools(groups, demand, config, budget)
         specs, max_len = _agree(specs, max_len, ranks)
