@@ -77,7 +77,7 @@ lint: $(VENV)/.dev  ## ruff: rules and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-typecheck: $(VENV)/.dev  ## mypy, strict on the core
+typecheck: $(VENV)/.dev  ## mypy, strict on the core and the conformance suite
 	$(PY) -m mypy
 
 imports: $(VENV)/.dev  ## import-linter: the floors of the house

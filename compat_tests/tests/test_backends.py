@@ -37,7 +37,7 @@ def test_backends_of_this_repository_are_conformant(backend: str, profile: str, 
 
 @pytest.mark.prove
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("backend", ["honest-eager", "honest-tiled", "honest-split"])
+@pytest.mark.parametrize("backend", ["honest-eager", "honest-tiled", "honest-split", "honest-late"])
 def test_honest_backends_are_conformant(backend: str, tmp_path: Path) -> None:
     run(backend, "smoke", tmp_path)
 

@@ -23,6 +23,8 @@ __all__ = ["fuzz", "perf", "repro", "run", "target_of"]
 _BACKEND = typer.Option(..., "--backend", "-b", help="The backend's name, as `dougong doctor` shows it.")
 _PLUGIN = typer.Option([], "--plugin", help="A plugin module that is not installed (repeatable).")
 _MANIFEST = typer.Option(None, "--manifest", help="The backend's compat.toml; default: the one in its package.")
+#: Failures that are printed while they come.
+_SHOWN = 20
 _JSON = typer.Option(False, "--json", help="One JSON object on standard output and nothing else.")
 
 
@@ -37,14 +39,19 @@ def target_of(backend: str, plugins: list[str]) -> Target:
 
 def run(
     backend: str = _BACKEND,
-    profile: str = typer.Option("core", "--profile", "-p", help="smoke, core, full or certified."),
+    profile: str = typer.Option(
+        "core", "--profile", "-p", help="smoke, core, full or certified; each holds the one before."
+    ),
     only: list[str] = typer.Option(
-        [], "--only", "-k", help="Cases whose id holds this text or glob (no verdict then)."
+        [],
+        "--only",
+        "-k",
+        help="Cases whose id holds this text or glob (repeatable). INVALID then: a verdict needs all.",
     ),
     plugin: list[str] = _PLUGIN,
     manifest: str = _MANIFEST,
     out: Path = typer.Option(
-        Path("compat-report"), "--out", "-o", help="Folder for report.json, junit.xml, html, badge."
+        Path("compat-report"), "--out", "-o", help="Folder for report.json, junit.xml, report.html and badge.json."
     ),
     timeout: float = typer.Option(60.0, help="Seconds that one case may take."),
     jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Workers that share the cases on one device."),
@@ -57,7 +64,10 @@ def run(
     with_perf: bool = typer.Option(False, "--perf", help="Measure performance too (L5)."),
     as_json: bool = _JSON,
 ) -> None:
-    """Run a profile and write the report."""
+    """Run a profile and write the report.
+
+    Leaves with 0: conformant, 1: something failed, 2: invalid (the run proves nothing; it says why), 3: wrong usage.
+    """
     from dougong_compat.perf.measure import measure
     from dougong_compat.report.build import load, reproduction
     from dougong_compat.report.write import write_all
@@ -88,7 +98,7 @@ def run(
                 console.print(f"{seen} cases")
             if result.outcome.bad:
                 bad[result.outcome] += 1
-                if sum(bad.values()) <= 20 and not as_json:
+                if sum(bad.values()) <= _SHOWN and not as_json:
                     progress.console.print(
                         f"[red]{result.outcome.value}[/] {escape(result.case_id)}: {escape(result.message[:300])}",
                         soft_wrap=True,
@@ -121,11 +131,14 @@ def summary(console: Console, report: dict[str, Any], out: Path) -> None:
         f"[bold {colour}]{report['verdict']}[/]  {report['backend']}, {report['profile']}: {counts}, "
         f"{report['seconds']:.0f} s"
     )
+    failed = sum(Outcome(case["outcome"]).bad for case in report["cases"])
+    if failed > _SHOWN:
+        console.print(f"  {_SHOWN} of {failed} failures are shown above; the report has them all")
     for reason in report["reasons"]:
         console.print(f"  {escape(reason)}", soft_wrap=True)
     warned = sum(1 for case in report["cases"] if case.get("warnings"))
     if warned:
-        console.print(f"  {warned} cases do what the manifest does not declare")
+        console.print(f"  {warned} cases do what the manifest does not declare: declare it, or refuse it in `supports`")
     console.print(f"  {out / 'report.html'}")
 
 

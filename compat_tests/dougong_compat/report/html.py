@@ -133,7 +133,14 @@ def _levels(report: dict[str, Any]) -> str:
         f"<th{' class=wide' if name in _WIDE else ''}>{name}</th>"
         for name in ("level", "cases", "executed", "floor", "passed", "failed", "refused", "margin", "")
     )
-    return f"<h2>Levels</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    legend = (
+        "Refused: not declared in the manifest, and the backend said no before it computed. Margin: the worst error "
+        "as a share of its bound; 1 fails. Floor: cases that must be executed for a verdict."
+    )
+    return (
+        f"<h2>Levels</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+        f"<p class='dim'>{legend}</p>"
+    )
 
 
 def _failures(report: dict[str, Any]) -> str:
