@@ -23,9 +23,9 @@ __all__ = ["fuzz", "perf", "repro", "run", "target_of"]
 _BACKEND = typer.Option(..., "--backend", "-b", help="The backend's name, as `dougong doctor` shows it.")
 _PLUGIN = typer.Option([], "--plugin", help="A plugin module that is not installed (repeatable).")
 _MANIFEST = typer.Option(None, "--manifest", help="The backend's compat.toml; default: the one in its package.")
+_JSON = typer.Option(False, "--json", help="One JSON object on standard output and nothing else.")
 #: Failures that are printed while they come.
 _SHOWN = 20
-_JSON = typer.Option(False, "--json", help="One JSON object on standard output and nothing else.")
 
 
 def target_of(backend: str, plugins: list[str]) -> Target:

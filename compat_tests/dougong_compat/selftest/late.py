@@ -40,8 +40,8 @@ class LateQueue(TorchFunctionMode):
             self.copy(args[0], args[1])
             return args[0]
         if func is torch.Tensor.to and lazily:
-            there = self.own(torch.empty_like(args[0], pin_memory=False))
-            self.copy(there, args[0])
+            there = func(torch.empty_like(args[0]), *args[1:], **{**given, "copy": True})
+            self.copy(self.own(there), args[0])
             return there
         if func in (torch.Tensor.fill_, torch.Tensor.add_) and self.owns(args[0]):
             self.kept.append(lambda: func(*args, **given))
@@ -64,11 +64,16 @@ class LateQueue(TorchFunctionMode):
                 call()
 
     def owns(self, x: Any) -> bool:
+        """Whether ``x`` is a tensor of the device's, or holds one."""
+        if isinstance(x, (list, tuple)):
+            return any(self.owns(part) for part in x)
         return isinstance(x, torch.Tensor) and getattr(x, "late", False)
 
     def own(self, x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            x.late = True  # type: ignore[attr-defined]
+        """``x``, whose tensors are the device's from here on."""
+        for part in x if isinstance(x, (list, tuple)) else (x,):
+            if isinstance(part, torch.Tensor):
+                part.late = True  # type: ignore[attr-defined]
         return x
 
 
