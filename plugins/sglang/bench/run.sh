@@ -1,17 +1,36 @@
 #!/bin/bash
-# On a machine with a GPU, SGLang 0.5.17 and dougong: tokens beside FlashAttention 3, then speed beside it. Writes JSON.
-#   bash plugins/sglang/bench/run.sh CONFIG_DIR [OUT]
-set -eu
+# dougong's attention beside SGLang's own, inside SGLang 0.5.17 on one GPU: tokens, and speed alone with equal KV caches.
+#   bash plugins/sglang/bench/run.sh CONFIG_DIR [OUT] [BACKEND…]
+# CONFIG_DIR: a folder with config.json, e.g. configs/qwen3-0.6b. BACKEND: what the first is compared with; fa3 dougong
+# by default. A backend with ":eager" behind it runs without graphs.
+# Environment: KV_TOKENS per engine (173,000 of Qwen3-0.6B are 18.5 GiB: three such engines fit 80 GB, and 256 x 640
+# tokens fit one), LIMIT seconds for all (250), WORKLOADS, REPEATS. Engines come up side by side and are measured one
+# after another. SGLang's first start on a machine builds kernels for about 100 s.
+set -u
 config=${1:?a folder with config.json, e.g. configs/qwen3-0.6b}
 out=${2:-sglang-bench}
+[ $# -gt 2 ] && backends=("${@:3}") || backends=(fa3 dougong)
+limit=${LIMIT:-250} workloads=${WORKLOADS:-1:128:128,16:512:128,256:512:128}
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
-python3 -c 'import dougong_sglang' 2>/dev/null || python3 -m pip install --no-deps "$here/.."
-for backend in fa3 dougong; do
-  for eager in "" --disable-cuda-graph; do
-    python3 "$here/offline.py" --config-dir "$config" --attention-backend "$backend" $eager \
-      --json "$out/$backend${eager:+-eager}.json"
-  done
+python3 -c 'import dougong_sglang' 2> /dev/null || python3 -m pip install --no-deps "$here/.." || exit 1
+. "$here/../../../benchmarks/peers/turns.sh"
+
+results=()
+for backend in "${backends[@]}"; do
+  name=${backend/:/-} options=()
+  [ "${backend%:eager}" = "$backend" ] || options=(--disable-cuda-graph)
+  rm -f "$out/$name.json"
+  results+=("$out/$name.json")
+  # --memory is of what is free at an engine's start; --max-total-tokens then bounds the cache.
+  engine "sglang-$name" "$here/offline.py" --config-dir "$config" --attention-backend "${backend%:eager}" \
+    --memory 0.9 --max-total-tokens "${KV_TOKENS:-173008}" --workloads "$workloads" --repeats "${REPEATS:-3}" \
+    --json "$out/$name.json" "${options[@]}"
 done
-python3 "$here/offline.py" --compare "$out/fa3.json" "$out/dougong.json"
-python3 "$here/offline.py" --compare "$out/fa3-eager.json" "$out/dougong-eager.json"
+turns; failed=$?
+for result in "${results[@]:1}"; do
+  if [ -e "${results[0]}" ] && [ -e "$result" ]; then
+    python3 "$here/offline.py" --compare "${results[0]}" "$result" || failed=1
+  fi
+done
+exit $failed

@@ -45,6 +45,8 @@ def measure(options: Any) -> dict[str, Any]:
         kv_cache_memory_bytes=None if options.kv_gib is None else int(options.kv_gib * 2**30),
     )  # fmt: skip
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    cache = llm.llm_engine.vllm_config.cache_config
+    kv_tokens = cache.num_gpu_blocks * cache.block_size
     rows = []
     for workload in options.workloads.split(","):
         requests, inputs, outputs = map(int, workload.split(":"))
@@ -63,19 +65,28 @@ def measure(options: Any) -> dict[str, Any]:
             tokens = [list(one.outputs[0].token_ids) for one in done]  # the last turn's prompts are cached: prefix hits
         rows.append({"workload": workload, "tokens_per_s": best, "tokens": tokens})
         print(options.attention_backend, workload, f"{best:.0f} tokens/s", flush=True)
-    return {"vllm": vllm.__version__, "device": torch.cuda.get_device_name(), "rows": rows}
+    device = torch.cuda.get_device_name()
+    return {"vllm": vllm.__version__, "device": device, "kv_tokens": kv_tokens, "rows": rows}
 
 
 def compare(first: str, second: str) -> int:
+    """Print how the second run stands to the first; 1 if their KV caches are not equal."""
     with open(first, encoding="utf-8") as one, open(second, encoding="utf-8") as other:
         a, b = json.load(one), json.load(other)
+    print(f"{second} beside {first}, on {b['device']}, KV cache of {b['kv_tokens']:,} tokens")
+    print("| requests:in:out | tokens equal | first, tokens/s | second, tokens/s | second to first |")
+    print("|---|---|---|---|---|")
     for left, right in zip(a["rows"], b["rows"], strict=True):
         pairs = [
             (x, y) for p, q in zip(left["tokens"], right["tokens"], strict=True) for x, y in zip(p, q, strict=True)
         ]
         equal = sum(x == y for x, y in pairs) / len(pairs)
-        ratio = right["tokens_per_s"] / left["tokens_per_s"]
-        print(f"{left['workload']}: {equal:.1%} of tokens equal, speed {ratio:.2f}x ({second} to {first})")
+        speeds = left["tokens_per_s"], right["tokens_per_s"]
+        ratio = speeds[1] / speeds[0]
+        print(f"| {left['workload']} | {equal:.1%} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {ratio:.2f} |")
+    if a["kv_tokens"] != b["kv_tokens"]:
+        print(f"The KV caches are not equal: {a['kv_tokens']:,} and {b['kv_tokens']:,} tokens; speeds say little.")
+        return 1
     return 0
 
 
