@@ -32,7 +32,7 @@ class CudaDevice(GpuDevice):
 
     def setup(self) -> None:
         super().setup()
-        # Decode products are short in M: cuBLASLt's heuristics choose better for them than cuBLAS'.
+        # Products that the library cuts along K are summed up in float32, as the reference's are.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 

@@ -100,6 +100,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator said that there is no more. Not every device raises torch's own type."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error).lower()
+    text = str(error).lower().replace("_", " ")  # a library's status may be its constant: …_ALLOC_FAILED
     known = ("out of memory", "not enough memory", "can't allocate memory", "alloc failed")
     return any(words in text for words in known)
