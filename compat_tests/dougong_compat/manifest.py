@@ -30,6 +30,11 @@ FAMILIES = {
     "dtype": "dtypes", "kv": "kv_dtypes", "layout": "layouts", "block": "block_sizes", "dim": "head_dims",
     "ratio": "ratios", "feature": "features", "cache": "caches", "op": "ops",
 }  # fmt: skip
+#: Families whose every member the suite knows: another name is a slip, which would declare nothing.
+MEMBERS = {
+    "feature": ("alibi", "dv", "latent", "lse", "noncausal", "ragged", "sinks", "softcap", "window"),
+    "cache": ("giant", "strided"),
+}
 FLAGS = ("host_lengths_absent", "graphs", "deterministic", "batch_invariant", "engine", "kv_manager")
 _LONGEST_WAIVER = 90
 
@@ -128,7 +133,15 @@ def read(text: str, source: str = "") -> Manifest:
         value = caps.get(key, [])
         if value != "any" and not isinstance(value, list):
             raise ManifestError(f"{source}: capabilities.{key} is {value!r}; a list, or 'any'")
-        families[family] = None if value == "any" else frozenset(str(item) for item in value)
+        members = None if value == "any" else frozenset(str(item) for item in value)
+        strange = sorted((members or frozenset()) - set(MEMBERS[family])) if family in MEMBERS else []
+        if strange:
+            known = ", ".join(MEMBERS[family])
+            raise ManifestError(f"{source}: capabilities.{key} names {', '.join(strange)}; there are {known}")
+        families[family] = members
+    for flag in FLAGS:
+        if not isinstance(caps.get(flag, False), bool):
+            raise ManifestError(f"{source}: capabilities.{flag} is {caps[flag]!r}; true or false")
     tolerance = data.get("tolerance", "strict")
     if tolerance not in ("strict", "relaxed"):
         raise ManifestError(f"{source}: tolerance = {tolerance!r}; 'strict' or 'relaxed'")

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["Judgement", "Outcome", "Result"]
+__all__ = ["UNDECLARED", "Judgement", "Outcome", "Result"]
+
+#: How the warning begins that names, after it, capabilities that are there and not declared.
+UNDECLARED = "does what it does not declare: "
 
 
 class Outcome(str, Enum):

@@ -15,7 +15,7 @@ from dougong_compat.case import Case
 from dougong_compat.crew import answer_all
 from dougong_compat.judge import kinds
 from dougong_compat.manifest import Manifest
-from dougong_compat.outcome import Judgement, Outcome, Result
+from dougong_compat.outcome import UNDECLARED, Judgement, Outcome, Result
 from dougong_compat.pool import Answer, Clock, Worker
 from dougong_compat.resolve import Resolver
 from dougong_compat.tolerance import CLASSES
@@ -147,7 +147,7 @@ class Runner:
             if missing:
                 result.message = f"not declared ({', '.join(missing)}), not refused, and wrong: {result.message}"
         elif missing:
-            result.warnings.append(f"does what it does not declare: {', '.join(missing)}")
+            result.warnings.append(UNDECLARED + ", ".join(missing))
         if answer.message.get("warnings"):
             result.warnings += [str(text) for text in answer.message["warnings"]]
 

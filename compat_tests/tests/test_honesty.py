@@ -131,6 +131,8 @@ def test_an_undeclared_capability_is_probed(lab: Lab) -> None:
 def test_manifest_errors_name_the_key() -> None:
     for text, part in (
         ("x = 1", "unknown keys"), ("[capabilities]\nheads = []", "capabilities.heads"), ("tolerance = 'lax'", "lax"),
+        ("[capabilities]\nfeatures = ['windows']", "features names windows; there are alibi, dv"),
+        ("[capabilities]\ncaches = ['huge']", "giant, strided"), ("[capabilities]\ngraphs = 'no'", "true or false"),
         ("[capabilities]\ndtypes = 3", "dtypes"), ("[[waivers]]\ncase='x'", "issue"), ("a =", "x.toml"),
     ):  # fmt: skip
         with pytest.raises(ManifestError, match=part.replace("[", "\\[")):

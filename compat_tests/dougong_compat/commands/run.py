@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from dougong_compat.case import PROFILES
 from dougong_compat.commands.progress import progress_bar
-from dougong_compat.outcome import Outcome, Result
+from dougong_compat.outcome import UNDECLARED, Outcome, Result
 from dougong_compat.target import OpenError, Target
 
 __all__ = ["fuzz", "perf", "repro", "run", "target_of"]
@@ -136,9 +136,16 @@ def summary(console: Console, report: dict[str, Any], out: Path) -> None:
         console.print(f"  {_SHOWN} of {failed} failures are shown above; the report has them all")
     for reason in report["reasons"]:
         console.print(f"  {escape(reason)}", soft_wrap=True)
-    warned = sum(1 for case in report["cases"] if case.get("warnings"))
-    if warned:
-        console.print(f"  {warned} cases do what the manifest does not declare: declare it, or refuse it in `supports`")
+    more = Counter(
+        need
+        for case in report["cases"]
+        for text in case.get("warnings", ())
+        if text.startswith(UNDECLARED)
+        for need in text.removeprefix(UNDECLARED).split(", ")
+    )
+    if more:
+        names = ", ".join(f"{name} ({count} cases)" for name, count in more.most_common(6))
+        console.print(f"  right, and not declared in the manifest: {names}", soft_wrap=True)
     console.print(f"  {out / 'report.html'}")
 
 
