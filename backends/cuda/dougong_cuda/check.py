@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -115,7 +116,7 @@ def attend(
 
 
 def differs(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The largest relative error of a query and head; infinite where one is not a number or not 0 and the other is."""
+    """The largest relative error of a query and head; beyond 1e30 where one is not a number, or 0 and the other not."""
     got, want = got.float(), want.float()
     error, size = (got - want).norm(dim=-1), want.norm(dim=-1)
     bad = torch.where(size == 0, torch.where(error == 0, 0.0, torch.inf), error / size)
@@ -323,7 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
     except DougongError as error:
         print(error, file=sys.stderr)
         return 2
-    started, wrong, count = time.perf_counter(), 0, 0
+    started, counts = time.perf_counter(), Counter[tuple[str, str]]()
     parts = [answers(backend, FEATURES | MORE if options.all else FEATURES), replays(backend)]
     if not options.no_speed:
         parts += [attention_speed(backend), linears(backend)]
@@ -331,9 +332,28 @@ def main(arguments: list[str] | None = None) -> int:
         for part in parts:
             for row in part:
                 print(json.dumps(row), flush=True)
-                wrong, count = wrong + (not row["ok"]), count + 1
-    print(f"{count} checks, {wrong} wrong, {time.perf_counter() - started:.0f} s on {backend.device.name}")
-    return 1 if wrong else 0
+                counts[row.get("provider", row["check"]), outcome(row)] += 1
+    print(f"{summary(counts)}; {time.perf_counter() - started:.0f} s on {backend.device.name}")
+    return 1 if any(what == "wrong" for _, what in counts) else 0
+
+
+def outcome(row: dict[str, Any]) -> str:
+    """A refusal is no fault, and no agreement either."""
+    return "wrong" if not row["ok"] else "refused" if "refused" in row else "right"
+
+
+def summary(counts: Counter[tuple[str, str]]) -> str:
+    """How many checks came out how, in all and for each provider."""
+
+    def of(some: dict[str, int]) -> str:
+        return ", ".join(f"{some[what]} {what}" for what in ("right", "wrong", "refused") if some.get(what))
+
+    whole, each = Counter[str](), dict[str, Counter[str]]()
+    for (provider, what), count in counts.items():
+        whole[what] += count
+        each.setdefault(provider, Counter())[what] += count
+    parts = "; ".join(f"{provider}: {of(some)}" for provider, some in each.items())
+    return f"{whole.total()} checks: {of(whole)} ({parts})"
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ def attention(
 ) -> None:
     """Time decode and prefill; bytes/s beside a measured copy, FLOP/s beside a measured product.
 
-    Inputs are fresh random data, a cache larger than needed is walked in random block order, and each shape's output
-    is compared with the torch reference before it is timed.
+    Inputs are fresh random data, the cache is walked in random block order, and each shape's output is compared with
+    the torch reference. A time is what a caller waits for one call: launch and end included, the data as warm as the
+    call before left it. Of a device's short kernels that is mostly the launch.
     """
     import torch
 
