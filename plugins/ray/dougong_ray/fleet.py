@@ -9,6 +9,7 @@ from ray.serve.config import RequestRouterConfig
 
 from dougong_ray.config import FleetConfig
 from dougong_ray.replica import EngineReplica
+from dougong_ray.versions import check_version
 
 __all__ = ["DEPLOYMENT", "start_fleet"]
 
@@ -20,7 +21,9 @@ def start_fleet(config: FleetConfig, *, wait: bool = True) -> Any:
 
     Called again with another config, it is a rolling update: Serve starts new replicas before it stops old ones, and
     an old one has ``drain_s`` seconds to finish what it has. What is not over by then goes on on a new one.
+    Another Ray than those that were tried brings a warning that names them.
     """
+    check_version()
     deployment = serve.deployment(EngineReplica).options(
         name=DEPLOYMENT,
         num_replicas=config.num_replicas,

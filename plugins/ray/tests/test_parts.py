@@ -6,12 +6,15 @@ import ast
 import importlib.util
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dougong_ray.config import FleetConfig
 from dougong_ray.prefixes import PrefixIndex, choose
 from dougong_ray.resume import Resumable
+from dougong_ray.versions import check_version
 
 from dougong.errors import ConfigError, EngineError
 from dougong.types import SamplingParams
@@ -139,3 +142,13 @@ def test_the_server_calls_a_fleet_as_it_calls_an_engine(name: str) -> None:
 
     ours = arguments("dougong_ray.client", "FleetClient")
     assert ours == arguments("dougong.server.process.client", "EngineClient")
+
+
+def test_another_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="2.60.3"))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_version()
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__version__="3.1.0"))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"was run with Ray 2\.60; this is 3\.1\.0"):
+        check_version()

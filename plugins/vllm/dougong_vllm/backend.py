@@ -15,6 +15,8 @@ from dougong_vllm.impl import DougongAttentionImpl
 
 __all__ = ["DougongAttentionBackend"]
 
+_CACHE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 class DougongAttentionBackend(AttentionBackend):  # type: ignore[misc]
     """Paged attention of dougong's kernels. All that vLLM asks for and these methods do not grant, vLLM refuses."""
@@ -88,6 +90,9 @@ class DougongAttentionBackend(AttentionBackend):  # type: ignore[misc]
         """Ask the kernels themselves: why none of them does this, as one more of vLLM's reasons; None if one does."""
         from vllm.platforms import current_platform
 
+        kept = _CACHE_DTYPES.get(kv_cache_dtype or "auto", dtype)
+        if kept != dtype:
+            return f"dougong: a KV cache in {kept} beside a model in {dtype}; leave --kv-cache-dtype at auto"
         device = torch.device(current_platform.device_type)
         spec = AttentionSpec(num_heads=1, num_kv_heads=1, head_dim=head_size, sinks=has_sink, dtype=dtype)
         try:

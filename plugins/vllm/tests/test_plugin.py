@@ -73,6 +73,8 @@ class TestSelection:
         [
             ({}, None),
             ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"),
+            ({"kv_cache_dtype": "bfloat16"}, None),
+            ({"kv_cache_dtype": "float16"}, "a KV cache in torch.float16 beside a model in torch.bfloat16"),
             ({"head_size": 512}, "head_size"),
             ({"use_mla": True}, "MLA"),
             ({"attn_type": host.AttentionType.ENCODER_ONLY}, "attention type"),
