@@ -135,7 +135,7 @@ def _levels(report: dict[str, Any]) -> str:
     )
     legend = (
         "Refused: not declared in the manifest, and the backend said no before it computed. Margin: the worst error "
-        "as a share of its bound; 1 fails. Floor: cases that must be executed for a verdict."
+        "of a case that passed, as a share of its bound. Floor: cases that must be executed for a verdict."
     )
     return (
         f"<h2>Levels</h2><div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
@@ -155,7 +155,10 @@ def _failures(report: dict[str, Any]) -> str:
             f"{escape(case.get('message', ''))}<pre>{escape(case.get('reproduce', ''))}</pre></div>"
         )
     more = f"<p class='dim'>and {len(bad) - 200} more in report.json</p>" if len(bad) > 200 else ""
-    return f"<h2>Failures ({len(bad)})</h2>{''.join(shown)}{more}"
+    groups = Counter(case["id"].rpartition("/")[0] for case in bad)
+    most = ", ".join(f"<code>{escape(name)}</code> {count}" for name, count in groups.most_common(8))
+    where = f"<p class='dim'>Most of them in {most}.</p>" if len(bad) > 8 else ""
+    return f"<h2>Failures ({len(bad)})</h2>{where}{''.join(shown)}{more}"
 
 
 def _matrix(report: dict[str, Any], needs: dict[str, tuple[str, ...]]) -> str:
