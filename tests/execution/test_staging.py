@@ -1,0 +1,111 @@
+"""Pinned staging and results on their way back, on a device whose copies run when its events are waited for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from execution_harness import HostDevice
+
+from dougong.execution.staging import StagingRing
+from dougong.execution.transfer import Transfer
+
+
+class Event:
+    def __init__(self, log: list[str], name: str) -> None:
+        self.log, self.name = log, name
+
+    def record(self) -> None:
+        self.log.append(f"record {self.name}")
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait {self.name}")
+
+
+class Far(HostDevice):
+    """A device that pins; its tensors have no data."""
+
+    pins_memory = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.torch_device = torch.device("meta")
+        self.log: list[str] = []
+        self.events = 0
+
+    def new_event(self) -> Any:
+        self.events += 1
+        return Event(self.log, f"e{self.events - 1}")
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What was asked to be pinned; this torch has nothing to pin for."""
+    asked: list[bool] = []
+
+    def plain(make: Any) -> Any:
+        def made(*size: Any, pin_memory: bool = False, **more: Any) -> torch.Tensor:
+            if more.get("device") is None:
+                asked.append(pin_memory)
+            return make(*size, **more)
+
+        return made
+
+    monkeypatch.setattr(torch, "zeros", plain(torch.zeros))
+    monkeypatch.setattr(torch, "empty", plain(torch.empty))
+    return asked
+
+
+def test_a_pinned_buffer_is_written_again_only_after_its_copy(pinned: list[bool]) -> None:
+    device = Far()
+    ring = StagingRing(device, words=8, depth=2)
+    assert pinned == [True, True]
+    taken = []
+    for _ in range(3):
+        buffer = ring.acquire()
+        taken.append(buffer)
+        ring.send(buffer, 4)
+    assert taken[0] is taken[2] is not taken[1]
+    # The third step takes the first one's buffer: it waits for that copy, and for no later one.
+    assert device.log == ["record e0", "record e1", "wait e0", "record e0"]
+
+
+def test_without_pinned_memory_copies_are_synchronous_and_nothing_is_waited_for(pinned: list[bool]) -> None:
+    device = Far()
+    device.pins_memory = False
+    ring = StagingRing(device, words=8, depth=2)
+    for _ in range(3):
+        ring.send(ring.acquire(), 4)
+    assert pinned == [False, False] and device.log == []
+
+
+def test_on_the_host_the_steps_tensors_are_the_buffers_own() -> None:
+    ring = StagingRing(HostDevice(), words=8)
+    buffer = ring.acquire()
+    assert ring.send(buffer, 4) is buffer.tensor
+
+
+def test_results_are_waited_for_by_an_event_behind_their_copies_and_once(
+    pinned: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Far()
+    copied = torch.Tensor.copy_
+
+    def copy(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        device.log.append(f"copy {'asynchronously' if non_blocking else 'and wait'}")
+        return self if source.is_meta else copied(self, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    copies = Transfer(device).to_host([torch.zeros(3, device="meta"), torch.zeros(2, device="meta")])
+    assert device.log == ["copy asynchronously", "copy asynchronously", "record e0"] and pinned[-2:] == [True, True]
+    assert [len(one) for one in copies.get()] == [3, 2] and device.log[-1] == "wait e0"
+    copies.get()
+    assert device.log.count("wait e0") == 1
+
+
+def test_on_the_host_results_are_there_at_once() -> None:
+    tensor = torch.arange(3)
+    assert Transfer(HostDevice()).to_host([tensor]).get()[0] is tensor
+    assert Transfer(HostDevice()).to_device(np.arange(3)).tolist() == [0, 1, 2]
