@@ -31,10 +31,10 @@ def selftest(
     if as_json:
         print(json.dumps(outcome))
     else:
+        others = outcome["wrong"] or ("as they should be" if honest else "not asked")
         console.print(
             f"{len(outcome['killed'])} killed, {len(outcome['equivalent'])} equivalent, "
-            f"{len(outcome['survivors'])} survive; "
-            f"honest backends and cheats: {'as they should be' if not outcome['wrong'] else outcome['wrong']}",
+            f"{len(outcome['survivors'])} survive; honest backends and cheats: {others}",
             markup=False,
             soft_wrap=True,
         )
