@@ -129,7 +129,8 @@ def test_stopping_frees_the_engine(open_page: Open, server: Served, how: str) ->
 def test_the_live_view_follows_a_request(open_page: Open, server: Served) -> None:
     page = open_page("/#engine")
     map_of = "document.querySelector('#kv-groups canvas')?.toDataURL() ?? ''"
-    page.wait_for_function(f"({map_of}).length > 500")
+    # A function: Playwright evaluates another expression anew in every frame, which the page's policy forbids.
+    page.wait_for_function(f"() => ({map_of}).length > 500")
     before = page.evaluate(map_of)
     expect(page.locator("#figure-running .value")).to_have_text("0/ 4")
     chat = page.context.new_page()
