@@ -125,18 +125,14 @@ def _launch(
     per = min(_pow2(max(heads, kv_heads)), 4 if tokens <= 64 else 16)
     blocks = -(-heads // per)
     k_scale, v_scale, scales = 1.0, 1.0, False
-    k_cache = v_cache = first
-    cache_strides: tuple[int, ...] = (0,) * 6
-    in_cache: tuple[Any, ...] = (1, 0, False, False, False, 0, 0)
-    if cache is not None:
+    if cache is None:
+        to = _Target(first, first, (0,) * 6, page=1, pack_k=0, pack_v=0, kind=0, scaled=False, write_v=False)
+    else:
         to = _target(cache, first.dtype)
-        k_cache, v_cache, cache_strides = to.k, to.v, to.strides
-        if to.scaled:
-            assert layer is not None
-            k_scale, v_scale, scales = _scales(layer, first.device)
-        in_cache = to.page, to.kind, scales, True, to.write_v, to.pack_k, to.pack_v
         blocks += -(-kv_heads // per) * (2 if to.write_v else 1)
-    page, kind, scales, writes, write_v, pack_k, pack_v = in_cache
+    if to.scaled:
+        assert layer is not None
+        k_scale, v_scale, scales = _scales(layer, first.device)
     q, k, v, q_out = (x if x is not None else first for x in (q, k, v, q_out))
     cos_sin, rotary, interleaved = (None, 0, False) if table is None else (
         table.cos_sin, table.rotary_dim, table.interleaved,
@@ -146,15 +142,15 @@ def _launch(
     )  # fmt: skip
     early = early_start(first.device)
     constants = (
-        heads, kv_heads, dim, dim_v, rotary, _pow2(rotary // 2), _pow2(dim - rotary), _pow2(dim_v), per, page,
-        norm_q is not None, norm_k is not None, offset != 0, interleaved, kind, scales, writes, write_v, pack_k,
-        pack_v, bool(early),
+        heads, kv_heads, dim, dim_v, rotary, _pow2(rotary // 2), _pow2(dim - rotary), _pow2(dim_v), per, to.page,
+        norm_q is not None, norm_k is not None, offset != 0, interleaved, to.kind, scales, cache is not None,
+        to.write_v, to.pack_k, to.pack_v, bool(early),
     )  # fmt: skip
     strides = (
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *cache_strides,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *q_out.stride()[:2], *to.strides,
         0 if cos_sin is None else cos_sin.stride(0),
     )  # fmt: skip
-    tensors = q, k, v, q_out, k_cache, v_cache, slots, positions, cos_sin, norm_q, norm_k
+    tensors = q, k, v, q_out, to.k, to.v, slots, positions, cos_sin, norm_q, norm_k
     scaling = signature(k_scale, v_scale) if scales else ()
     _ROTATE_WRITE(
         (constants, strides, signature(*tensors), scaling, first.device.index), (tokens, blocks, 1),
