@@ -16,7 +16,6 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -25,114 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attention_cases import DECODE, DEV, PREFILL, Case, bench, cores, graph_of, parse, target  # sets the path, too
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 from dougong_kernels.config import ExtendConfig, Settings, SplitConfig, configs_for
 from dougong_kernels.paged import PagedAttention, Shape
 from dougong_kernels.testing import make_problem, reference, relative_error
 
-DEV = "cuda"
-DECODE = "1:4096,1:65536,16:4096,64:2048,256:1024,256:4096"
-PREFILL = "1:4096,1:8192,8:1024"
 PEERS = {  # the better of FA3 and FlashInfer, measured on one H100 80GB: GB/s and TFLOP/s
     ("decode", 1, 4096, 32): 564, ("decode", 1, 65536, 32): 1946, ("decode", 16, 4096, 32): 1616,
     ("decode", 64, 2048, 32): 2234, ("decode", 256, 1024, 32): 2460, ("decode", 256, 4096, 32): 2979,
     ("decode", 64, 4096, 16): 2713, ("prefill", 1, 4096, 32): 464, ("prefill", 1, 8192, 32): 582,
     ("prefill", 8, 1024, 32): 265,
 }  # fmt: skip
-
-
-def target() -> str:
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(0).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm{major}{minor}"
-
-
-def cores() -> int:
-    return torch.cuda.get_device_properties(0).multi_processor_count
-
-
-def bench(f: Any, iters: int, flush: torch.Tensor) -> float:
-    for _ in range(3):
-        f()
-    torch.cuda.synchronize()
-    begin, end = torch.cuda.Event(True), torch.cuda.Event(True)
-    times = []
-    for _ in range(iters):
-        flush.zero_()
-        begin.record()
-        f()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
-    times.sort()
-    return times[len(times) // 2]
-
-
-class Case:
-    """One row of the table: a paged cache as both peers keep it, and random blocks."""
-
-    def __init__(self, kind: str, rows: int, length: int, heads: int, kv_heads: int, dim: int, page: int) -> None:
-        self.kind, self.rows, self.length, self.heads = kind, rows, length, heads
-        self.q_len = 1 if kind == "decode" else length
-        blocks = -(-length // page)
-        self.kv = torch.randn(rows * blocks, 2, page, kv_heads, dim, device=DEV, dtype=torch.bfloat16)
-        self.k, self.v = self.kv[:, 0], self.kv[:, 1]
-        self.table = torch.randperm(rows * blocks, device=DEV).int().view(rows, blocks)
-        self.q = torch.randn(rows * self.q_len, heads, dim, device=DEV, dtype=torch.bfloat16)
-        self.out = torch.empty_like(self.q)
-        self.cu = torch.arange(rows + 1, device=DEV, dtype=torch.int32) * self.q_len
-        self.host_cu = self.cu.cpu()
-        self.kv_len = torch.full((rows,), length, device=DEV, dtype=torch.int32)
-        self.shape = Shape(
-            num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, head_dim_v=dim, block_size=page, scale=dim**-0.5
-        )
-        self.work = (
-            2 * rows * length * kv_heads * dim * 2 if kind == "decode" else 2 * rows * length * length * heads * dim
-        )
-
-    def make(self, settings: Settings, invariant: bool = False) -> Any:
-        attention = PagedAttention(
-            self.shape, max_rows=max(8, self.rows), max_tokens=self.q.shape[0], max_kv_len=self.length, cores=cores(),
-            device=DEV, settings=settings, batch_invariant=invariant,
-        )  # fmt: skip
-        plan = attention.new_plan()
-        again = lambda: attention.plan(  # noqa: E731
-            plan, self.cu, self.kv_len, self.table, num_rows=self.rows, num_tokens=self.q.shape[0],
-            max_q_len=self.q_len, host_cu_q=self.host_cu,
-        )  # fmt: skip
-        again()
-        return (lambda: attention.run(plan, self.q, self.k, self.v, self.out)), again
-
-    def error(self) -> float:
-        """Relative error of the last query of the last row."""
-        page = self.kv.shape[2]
-        block = self.table[-1].long()
-        group = self.heads // self.kv.shape[3]
-        k = self.k[block].reshape(-1, *self.k.shape[2:])[: self.length].float().repeat_interleave(group, 1)
-        v = self.v[block].reshape(-1, *self.v.shape[2:])[: self.length].float().repeat_interleave(group, 1)
-        assert page
-        s = torch.einsum("hd,nhd->hn", self.q[-1].float(), k) * self.shape.scale
-        want = torch.einsum("hn,nhd->hd", torch.softmax(s, -1), v)
-        return float((self.out[-1].float() - want).norm() / want.norm())
-
-    def rate(self, us: float) -> float:
-        return self.work / us / (1e3 if self.kind == "decode" else 1e6)
-
-
-def graph_of(f: Any) -> Any:
-    f()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        f()
-    return graph.replay
-
-
-def parse(text: str, kind: str, heads: str) -> list[tuple[str, int, int, int, int]]:
-    h, k = (int(x) for x in heads.split("/"))
-    return [(kind, *(int(x) for x in row.split(":")), h, k) for row in text.split(",") if row]  # type: ignore[misc]
 
 
 def rows_of(a: argparse.Namespace) -> list[tuple[str, int, int, int, int]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,16 +27,36 @@ class Event:
         self.log.append(f"wait {self.name}")
 
 
+class Stream:
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def wait_event(self, event: Event) -> None:
+        self.log.append(f"side stream behind {event.name}")
+
+
 class Far(HostDevice):
     """A device that pins; its tensors have no data."""
 
     pins_memory = True
 
-    def __init__(self) -> None:
+    def __init__(self, sides: bool = False) -> None:
         super().__init__()
         self.torch_device = torch.device("meta")
         self.log: list[str] = []
         self.events = 0
+        self.sides = sides
+
+    def new_stream(self) -> Any:
+        return Stream(self.log) if self.sides else None
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        if stream is not None:
+            self.log.append("on the side stream")
+        yield
+        if stream is not None:
+            self.log.append("on the compute stream")
 
     def new_event(self) -> Any:
         self.events += 1
@@ -87,22 +110,50 @@ def test_on_the_host_the_steps_tensors_are_the_buffers_own() -> None:
     assert ring.send(buffer, 4) is buffer.tensor
 
 
-def test_results_are_waited_for_by_an_event_behind_their_copies_and_once(
-    pinned: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = Far()
+@pytest.fixture
+def logged(pinned: list[bool], monkeypatch: pytest.MonkeyPatch) -> Callable[[Far], None]:
+    """Have copies told in a device's log."""
     copied = torch.Tensor.copy_
 
-    def copy(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-        device.log.append(f"copy {'asynchronously' if non_blocking else 'and wait'}")
-        return self if source.is_meta else copied(self, source)
+    def watch(device: Far) -> None:
+        def copy(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+            device.log.append(f"copy {'asynchronously' if non_blocking else 'and wait'}")
+            return self if source.is_meta else copied(self, source)
 
-    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+        monkeypatch.setattr(torch.Tensor, "copy_", copy)
+
+    return watch
+
+
+def test_results_are_waited_for_by_an_event_behind_their_copies_and_once(
+    pinned: list[bool], logged: Callable[[Far], None]
+) -> None:
+    device = Far()
+    logged(device)
     copies = Transfer(device).to_host([torch.zeros(3, device="meta"), torch.zeros(2, device="meta")])
     assert device.log == ["copy asynchronously", "copy asynchronously", "record e0"] and pinned[-2:] == [True, True]
     assert [len(one) for one in copies.get()] == [3, 2] and device.log[-1] == "wait e0"
     copies.get()
     assert device.log.count("wait e0") == 1
+
+
+def test_results_go_out_on_a_side_stream_behind_what_computes_them_and_live_until_they_have_arrived(
+    logged: Callable[[Far], None],
+) -> None:
+    device = Far(sides=True)
+    logged(device)
+    transfer = Transfer(device)
+    result = torch.zeros(3, device="meta")
+    alive = weakref.ref(result)
+    copies = transfer.to_host([result])
+    del result
+    assert device.log == [
+        "record e0", "side stream behind e0", "on the side stream", "copy asynchronously", "record e1",
+        "on the compute stream",
+    ]  # fmt: skip
+    assert alive() is not None, "its memory may be given to the next step while it is still being copied"
+    copies.get()
+    assert device.log[-1] == "wait e1" and alive() is None
 
 
 def test_on_the_host_results_are_there_at_once() -> None:

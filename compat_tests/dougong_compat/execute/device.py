@@ -135,7 +135,8 @@ def _event_reuse(device: Any, params: dict[str, Any], seed: int) -> _Checks:
 
 
 def _copy_after_compute(device: Any, params: dict[str, Any], seed: int) -> _Checks:
-    """What is copied out behind an event is what was computed before it (vllm 45704)."""
+    """What is copied out is what was computed before it (vllm 45704): behind it on the same stream, and on a side
+    stream that waits for an event, beside what the compute stream does next."""
     device_x = torch.zeros(1 << 16, device=device.torch_device)
     for turn in range(1, 12):
         device_x.fill_(0)
@@ -147,6 +148,24 @@ def _copy_after_compute(device: Any, params: dict[str, Any], seed: int) -> _Chec
         event.record()
         event.synchronize()
         yield f"turn {turn}", bool((host == turn).all())
+    side = device.new_stream()
+    next_step = torch.zeros(1 << 16, device=device.torch_device)
+    for turn in range(1, 12):
+        results = torch.zeros(1 << 16, device=device.torch_device)
+        for _ in range(turn):
+            results.add_(1)
+        computed = device.new_event()
+        computed.record()
+        host = torch.empty(1 << 16, pin_memory=device.pins_memory)
+        if side is not None:
+            side.wait_event(computed)
+        with device.stream(side):
+            host.copy_(results, non_blocking=True)
+            arrived = device.new_event()
+            arrived.record()
+        next_step.fill_(-turn)
+        arrived.synchronize()
+        yield f"turn {turn}, on a side stream", bool((host == turn).all())
 
 
 def _compute_after_copy(device: Any, params: dict[str, Any], seed: int) -> _Checks:

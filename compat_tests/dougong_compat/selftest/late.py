@@ -1,4 +1,4 @@
-"""A device on the host that works late: what is launched waits in a queue, in order, until somebody asks for it.
+"""A device on the host that works late: what is launched waits in its stream's queue, in order, until somebody asks.
 
 Cases about copies and events pass by themselves where everything is done at once, as on a CPU. Here a copy that does
 not wait, and an event that promises too much, show. Bugs are planted by replacing lines of this text (``mutants``).
@@ -6,8 +6,8 @@ not wait, and an event that promises too much, show. Bugs are planted by replaci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from dougong.plugins import ABI, BackendSpec, hookimpl
 from dougong_compat.selftest.plant import at_uproot
 from dougong_compat.selftest.reference_backend import HostDevice
 
-__all__ = ["LateDevice", "LateEvent", "LateQueue", "dougong_backends"]
+__all__ = ["LateDevice", "LateEvent", "LateQueue", "LateStream", "dougong_backends"]
 
 
 class LateQueue(TorchFunctionMode):
@@ -30,6 +30,9 @@ class LateQueue(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[Callable[[], object]] = []
+        """The current stream's."""
+        self.side: list[Callable[[], object]] = []
+        """The other stream's."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -76,9 +79,19 @@ class LateQueue(TorchFunctionMode):
                 part.late = True  # type: ignore[attr-defined]
         return x
 
+    def finish_all(self) -> None:
+        """Do what is kept on both streams."""
+        for _ in range(2):
+            self.finish(len(self.kept))
+            self.swap()
+
+    def swap(self) -> None:
+        """Have the other stream be the current one."""
+        self.kept, self.side = self.side, self.kept
+
 
 class LateEvent:
-    """Waits for what was launched before ``record``."""
+    """Waits for what was launched on the current stream before ``record``."""
 
     def __init__(self, queue: LateQueue) -> None:
         self.queue = queue
@@ -88,11 +101,28 @@ class LateEvent:
         self.before = list(self.queue.kept)
 
     def query(self) -> bool:
-        return not any(call in self.queue.kept for call in self.before)
+        return not any(call in (*self.queue.kept, *self.queue.side) for call in self.before)
 
     def synchronize(self) -> None:
-        while not self.query():
+        if not any(call in self.queue.kept for call in self.before):
+            self.queue.swap()
+            self._catch_up()
+            self.queue.swap()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while any(call in self.queue.kept for call in self.before):
             self.queue.finish(1)
+
+
+class LateStream:
+    """The device's one side stream."""
+
+    def __init__(self, queue: LateQueue) -> None:
+        self.queue = queue
+
+    def wait_event(self, event: LateEvent) -> None:
+        self.queue.side.append(event.synchronize)
 
 
 class LateDevice(HostDevice):
@@ -111,7 +141,18 @@ class LateDevice(HostDevice):
         at_uproot(listening.close)
 
     def synchronize(self) -> None:
-        self.queue.finish(len(self.queue.kept))
+        self.queue.finish_all()
+
+    def new_stream(self) -> LateStream:
+        return LateStream(self.queue)
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.queue.swap()
+        try:
+            yield
+        finally:
+            self.queue.swap()
 
     def new_event(self) -> LateEvent:
         return LateEvent(self.queue)

@@ -72,7 +72,7 @@ class Device(ABC):
         self.module.synchronize(self.index)
 
     def new_stream(self) -> Any:
-        """A side stream for copies, or None where work is done in order on one stream."""
+        """A side stream for copies, with ``wait_event(event)``, or None where work is done in order on one stream."""
         return self.module.Stream(self.index)
 
     def stream(self, stream: Any) -> AbstractContextManager[Any]:
@@ -80,7 +80,7 @@ class Device(ABC):
         return nullcontext() if stream is None else self.module.stream(stream)
 
     def new_event(self) -> Any:
-        """An event with ``record()``, ``synchronize()`` and ``query()``."""
+        """An event with ``record()`` (on the stream that is current), ``synchronize()`` and ``query()``."""
         return self.module.Event()
 
     def empty_cache(self, group: KVGroup, blocks: int) -> LayerCache:

@@ -70,6 +70,10 @@ MUTANTS = [
         file="late.py",
     ),
     Mutant(
+        "side-stream-does-not-wait", "honest-late", "L0/regression/61-vllm-45704-copy-before-compute/copy-out",
+        "        self.queue.side.append(event.synchronize)\n", "        pass\n", 61, file="late.py",
+    ),
+    Mutant(
         "compute-before-copy-in", "honest-late", "L0/regression/61-vllm-45704-copy-before-compute/copy-in",
         "        if mine:\n            self.finish(len(self.kept))\n",
         "        if mine:\n            copies = [call for call in self.kept if call.__qualname__.startswith(\"LateQueue.copy\")]\n"
