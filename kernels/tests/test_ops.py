@@ -19,7 +19,7 @@ from dougong.hal import (
 )
 from dougong.hal.reference import ops as reference
 from dougong.hal.reference import sampling
-from dougong_kernels.ops import draw, gemv, pointwise, write
+from dougong_kernels.ops import draw, gemv, pointwise, skinny, write
 
 F16 = torch.float16
 
@@ -174,8 +174,39 @@ def test_greedy_takes_the_lowest_of_equals_and_top_k_keeps_ties() -> None:
     assert drawn == {77, 280}
 
 
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "cores", "expected"),
+    [
+        (28672, 4096, 132, (64, 128, 1)),  # Llama-8B's gate and up
+        (4096, 14336, 132, (32, 256, 1)),
+        (1024, 3072, 132, (32, 256, 4)),  # Qwen3-0.6B's down
+        (1024, 256, 132, (32, 256, 1)),  # too few inputs to share
+        (3, 5000, 4, (32, 256, 4)),
+        (50, 96, 4, (32, 128, 1)),
+        (100000, 64, 132, (32, 64, 1)),
+    ],
+)
+def test_products_of_few_rows_are_cut_so_that_most_cores_have_some(
+    outputs: int, inputs: int, cores: int, expected: tuple[int, int, int]
+) -> None:
+    cut = skinny.Cut.of(outputs, inputs, cores, large=True)
+    assert (cut.outputs, cut.inputs, cut.split) == expected
+    small = skinny.Cut.of(outputs, inputs, cores, large=False)
+    held = 2 * small.stages * small.inputs * (small.outputs + skinny.MAX_ROWS)
+    assert held <= 64 << 10, "bytes of shared memory that every target has"
+
+
+def test_programs_that_share_inputs_leave_their_counters_as_they_found_them() -> None:
+    product = skinny.Skinny(40, 2000, F16, torch.device("cpu"))
+    assert product.cut.split == 2
+    w = (torch.randn(40, 2000) / 2000**0.5).to(F16)
+    for rows in (2, 16, 5):
+        x = torch.randn(rows, 4000).to(F16)[:, :2000]
+        close(product(x, w), (x.double() @ w.double().T).to(F16), 4.0)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 9, 16])
-@pytest.mark.parametrize(("inputs", "outputs"), [(96, 50), (5000, 3)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 50), (5000, 3), (1024, 64), (128, 384)])
 def test_skinny_products(rows: int, inputs: int, outputs: int) -> None:
     x, w = torch.randn(rows, inputs).to(F16), (torch.randn(outputs, inputs) / inputs**0.5).to(F16)
     bias, residual = torch.randn(outputs).to(F16), torch.randn(rows, outputs).to(F16)

@@ -144,7 +144,14 @@ def _around(target: Target) -> Iterator[Launch]:
             **_strides("x w r y"), I=size, M=2, BLOCK_O=4, BLOCK_I=block, PROLOGUE=prologue, OFFSET=False, BIAS=True,
             RESIDUAL=True, num_warps=4,
         ), core=size == 1024)  # fmt: skip
-    yield Launch("skinny", skinny.skinny_kernel, dict(
-        dict.fromkeys(("x", "w", "bias", "residual", "y"), "*bf16"), M="i32", O="i32", **_strides("x w r y"), I=1024,
-        BLOCK_O=16, BLOCK_I=256, BIAS=False, RESIDUAL=False, UPCAST=False, STAGES=4, num_warps=4,
-    ), core=True)  # fmt: skip
+    # As ops.skinny.Cut has them.
+    rows, stages = (32, 4) if target.early else (16, 2)
+    cuts = [("narrow", rows, 256, 1, stages), ("shared", rows, 256, 4, stages)]
+    for label, outputs, inputs, programs, stages in [*cuts, ("wide", 64, 128, 1, 5)] if target.early else cuts:
+        work = dict(parts="*fp32", counters="*i32") if programs > 1 else dict(parts=None, counters=None)
+        yield Launch(f"skinny {label}", skinny.skinny_kernel, dict(
+            dict.fromkeys(("x", "w", "bias", "residual", "y"), "*bf16"), **work, M="i32", O="i32", I="i32",
+            **_strides("x w r y"), BLOCK_O=outputs, BLOCK_I=inputs, SPLIT=programs, WHOLE=label != "narrow",
+            WEIGHT_LEFT=outputs == 64, BIAS=programs > 1, RESIDUAL=programs > 1, UPCAST=False, STAGES=stages,
+            num_warps=4,
+        ), core=label == "shared")  # fmt: skip

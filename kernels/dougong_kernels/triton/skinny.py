@@ -3,6 +3,9 @@
 `gemv_kernel` holds up to four rows of x in registers and multiplies lane by lane. Its prologue can be an RMS norm or a
 gated activation, recomputed by every program: x is some kilobytes out of L2, a launch is microseconds.
 `skinny_kernel` takes up to 16 rows to the matrix units.
+
+Weights are there before any kernel of a step runs: where it can, a kernel that may begin early reads them before it
+waits for x.
 """
 
 import triton
@@ -28,8 +31,7 @@ def _activate(gate, GELU_TANH: tl.constexpr):
 def gemv_kernel(x, w, bias, residual, norm, y, O, eps, offset, stride_x, stride_w, stride_r, stride_y,
                 I: tl.constexpr, M: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, PROLOGUE: tl.constexpr,
                 OFFSET: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr):
-    """Grid: ceil(O / BLOCK_O). With BLOCK_I >= I there is one chunk: W's loads are issued before x's are awaited."""
-    wait_for_inputs(EARLY)
+    """Grid: ceil(O / BLOCK_O). With BLOCK_I >= I there is one chunk: W's loads are issued before x is there."""
     dtype: tl.constexpr = x.dtype.element_ty
     o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     o_ok = o < O
@@ -37,6 +39,7 @@ def gemv_kernel(x, w, bias, residual, norm, y, O, eps, offset, stride_x, stride_
     rows = w + o.to(tl.int64)[:, None] * stride_w
     if BLOCK_I >= I:
         tile = tl.load(rows + i[None, :], mask=o_ok[:, None] & (i < I)[None, :], other=0.0)
+        wait_for_inputs(EARLY)
         for m in tl.static_range(M):
             v = tl.load(x + m * stride_x + i, mask=i < I, other=0.0).to(tl.float32)
             if PROLOGUE == NORM:
@@ -58,6 +61,7 @@ def gemv_kernel(x, w, bias, residual, norm, y, O, eps, offset, stride_x, stride_
                 out += tl.load(residual + m * stride_r + o, mask=o_ok, other=0.0).to(tl.float32)
             tl.store(y + m * stride_y + o, out.to(dtype), mask=o_ok)
     else:
+        wait_for_inputs(EARLY)
         for m in tl.static_range(M):
             acc = tl.zeros([BLOCK_O, BLOCK_I], tl.float32)
             rstd = 1.0
@@ -91,32 +95,71 @@ def gemv_kernel(x, w, bias, residual, norm, y, O, eps, offset, stride_x, stride_
             tl.store(y + m * stride_y + o, out.to(dtype), mask=o_ok)
 
 
-@triton.jit(do_not_specialize=["M", "O"])
-def skinny_kernel(x, w, bias, residual, y, M, O, stride_x, stride_w, stride_r, stride_y,
-                  I: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BIAS: tl.constexpr,
-                  RESIDUAL: tl.constexpr, UPCAST: tl.constexpr, STAGES: tl.constexpr):
-    """Grid: ceil(O / BLOCK_O); M <= 16 rows of x."""
+@triton.jit(do_not_specialize=["M"])
+def skinny_kernel(x, w, bias, residual, y, parts, counters, M, O, I, stride_x, stride_w, stride_r, stride_y,
+                  BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, SPLIT: tl.constexpr, WHOLE: tl.constexpr,
+                  WEIGHT_LEFT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, UPCAST: tl.constexpr,
+                  EARLY: tl.constexpr, STAGES: tl.constexpr):
+    """Grid (ceil(O / BLOCK_O), SPLIT); M <= 16 rows of x.
+
+    SPLIT > 1: as many programs share the inputs of the same outputs. Each leaves its part, [16, O] float32, in `parts`
+    [SPLIT, 16, O]; the last to come, by `counters`, adds them in their order. WHOLE: O and I are multiples of the
+    blocks. WEIGHT_LEFT: y is computed transposed, with the weight where Hopper's matrix units want 64 rows or more.
+    """
     dtype: tl.constexpr = x.dtype.element_ty
-    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
+    column = tl.program_id(0)
+    part = tl.program_id(1)
+    o = column * BLOCK_O + tl.arange(0, BLOCK_O)
     m = tl.arange(0, 16)
     i = tl.arange(0, BLOCK_I)
     o_ok = o < O
     m_ok = m < M
+    share = ((I + BLOCK_I - 1) // BLOCK_I // SPLIT) * BLOCK_I
+    begin = part * share
+    end = begin + share
+    if part == SPLIT - 1:
+        end = I
     w_rows = w + o.to(tl.int64)[:, None] * stride_w
     x_rows = x + m[:, None] * stride_x
-    acc = tl.zeros([16, BLOCK_O], tl.float32)
-    for first in tl.range(0, I, BLOCK_I, num_stages=STAGES):
+    wait_for_inputs(EARLY)
+    if WEIGHT_LEFT:
+        acc = tl.zeros([BLOCK_O, 16], tl.float32)
+    else:
+        acc = tl.zeros([16, BLOCK_O], tl.float32)
+    for first in tl.range(begin, end, BLOCK_I, num_stages=STAGES):
         k = first + i
-        a = tl.load(x_rows + k[None, :], mask=m_ok[:, None] & (k < I)[None, :], other=0.0)
-        b = tl.load(w_rows + k[None, :], mask=o_ok[:, None] & (k < I)[None, :], other=0.0)
+        if WHOLE:
+            a = tl.load(x_rows + k[None, :], mask=m_ok[:, None], other=0.0)
+            b = tl.load(w_rows + k[None, :])
+        else:
+            a = tl.load(x_rows + k[None, :], mask=m_ok[:, None] & (k < I)[None, :], other=0.0)
+            b = tl.load(w_rows + k[None, :], mask=o_ok[:, None] & (k < I)[None, :], other=0.0)
         if UPCAST:
             a = a.to(tl.float32)
             b = b.to(tl.float32)
-        acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
-    if BIAS:
-        acc += tl.load(bias + o, mask=o_ok, other=0.0).to(tl.float32)[None, :]
+        if WEIGHT_LEFT:
+            acc = tl.dot(b, tl.trans(a), acc, input_precision="ieee")
+        else:
+            acc = tl.dot(a, tl.trans(b), acc, input_precision="ieee")
+    if WEIGHT_LEFT:
+        acc = tl.trans(acc)
     ok = m_ok[:, None] & o_ok[None, :]
-    if RESIDUAL:
-        acc = acc.to(dtype).to(tl.float32)
-        acc += tl.load(residual + m[:, None] * stride_r + o[None, :], mask=ok, other=0.0).to(tl.float32)
-    tl.store(y + m[:, None] * stride_y + o[None, :], acc.to(dtype), mask=ok)
+    last = True
+    if SPLIT > 1:
+        place = parts + m[:, None] * O + o[None, :]
+        tl.store(place + part * 16 * O, acc, mask=ok)
+        # Every thread's part is stored before this program counts as arrived.
+        tl.debug_barrier()
+        last = tl.atomic_add(counters + column, 1, sem="acq_rel", scope="gpu") == SPLIT - 1
+    if last:
+        if SPLIT > 1:
+            tl.store(counters + column, 0)
+            acc = tl.zeros([16, BLOCK_O], tl.float32)
+            for one in tl.static_range(SPLIT):
+                acc += tl.load(place + one * 16 * O, mask=ok, other=0.0, cache_modifier=".cg")
+        if BIAS:
+            acc += tl.load(bias + o, mask=o_ok, other=0.0).to(tl.float32)[None, :]
+        if RESIDUAL:
+            acc = acc.to(dtype).to(tl.float32)
+            acc += tl.load(residual + m[:, None] * stride_r + o[None, :], mask=ok, other=0.0).to(tl.float32)
+        tl.store(y + m[:, None] * stride_y + o[None, :], acc.to(dtype), mask=ok)
