@@ -1,6 +1,7 @@
 """One SGLang engine with one attention backend: speed of fixed workloads, and tokens to compare with another run's.
 
-``--compare A B`` says how many tokens agree and how the speeds stand to one another.
+``--follow A`` has the engine go along A's tokens. ``--compare A B`` says how many tokens of B, which followed A, agree,
+and how the speeds stand to one another. benchmarks/peers must be on PYTHONPATH, as run.sh has it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import argparse
 import json
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-dir")
+    parser.add_argument("--model", help="folder with weights: benchmarks/peers/random_weights.py writes one")
     parser.add_argument("--attention-backend", default="dougong")
     parser.add_argument("--disable-cuda-graph", action="store_true")
     parser.add_argument("--workloads", default="1:128:128,16:512:128,256:512:128")
@@ -22,6 +24,7 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=0.8, help="mem_fraction_static")
     parser.add_argument("--max-total-tokens", type=int, help="a bound on the KV cache, in tokens")
     parser.add_argument("--json")
+    parser.add_argument("--follow", metavar="A", help="another run's --json")
     parser.add_argument("--compare", nargs=2)
     options = parser.parse_args()
     if options.compare:
@@ -39,53 +42,96 @@ def measure(options: Any) -> dict[str, Any]:
     from transformers import AutoConfig
 
     engine = sglang.Engine(
-        model_path=options.config_dir, load_format="dummy", skip_tokenizer_init=True, random_seed=0,
+        model_path=options.model, skip_tokenizer_init=True, random_seed=0,
         attention_backend=options.attention_backend, disable_cuda_graph=options.disable_cuda_graph, page_size=16,
         context_length=4096, mem_fraction_static=options.memory,
         max_total_tokens=options.max_total_tokens,
     )  # fmt: skip
     kv_tokens = engine.get_server_info()["max_total_num_tokens"]
-    vocabulary = AutoConfig.from_pretrained(options.config_dir).get_text_config().vocab_size
+    vocabulary = AutoConfig.from_pretrained(options.model).get_text_config().vocab_size
     rows = []
     for workload in options.workloads.split(","):
         requests, inputs, outputs = map(int, workload.split(":"))
         params = {"temperature": 0, "max_new_tokens": outputs, "ignore_eos": True}
-        best, tokens = 0.0, []
-        for turn in range(options.repeats + 1):  # the first warms up; fresh prompts each time but the last two
-            chance = random.Random(min(turn, options.repeats - 1))
-            prompts = [[chance.randrange(10, vocabulary) for _ in range(inputs)] for _ in range(requests)]
+        best = 0.0
+        for turn in range(options.repeats + 1):  # the first warms up
+            prompts = draw(turn, requests, inputs, vocabulary)
             start = time.perf_counter()
-            done = engine.generate(input_ids=prompts, sampling_params=params)
+            engine.generate(input_ids=prompts, sampling_params=params)
             rate = requests * outputs / (time.perf_counter() - start)
-            if 0 < turn < options.repeats:
+            if turn:
                 best = max(best, rate)
-            tokens = [one["output_ids"] for one in done]  # the last turn's prompts are cached: prefix hits
-        rows.append({"workload": workload, "tokens_per_s": best, "tokens": tokens})
+        row: dict[str, Any] = {"workload": workload, "tokens_per_s": best}
+        prompts = draw(options.repeats + 1, requests, inputs, vocabulary)
+        if options.follow:
+
+            def generate(prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
+                each = [{"temperature": 0, "max_new_tokens": count, "ignore_eos": True} for count in counts]
+                return [one["output_ids"] for one in engine.generate(input_ids=prompts, sampling_params=each)]
+
+            row["following"] = followed(options.follow, workload, prompts, generate)
+        else:
+            done = engine.generate(
+                input_ids=prompts, sampling_params=params, return_logprob=True, top_logprobs_num=2
+            )  # fmt: skip
+            row["tokens"] = [one["output_ids"] for one in done]
+            row["gaps"] = [
+                [gap([entry[0] for entry in step]) for step in one["meta_info"]["output_top_logprobs"]] for one in done
+            ]
+        rows.append(row)
         print(options.attention_backend, workload, f"{best:.0f} tokens/s", flush=True)
     engine.shutdown()
     device = torch.cuda.get_device_name()
     return {"sglang": sglang.__version__, "device": device, "kv_tokens": kv_tokens, "rows": rows}
 
 
+def draw(seed: int, requests: int, inputs: int, vocabulary: int) -> list[list[int]]:
+    """Prompts of one turn, another turn's are others."""
+    chance = random.Random(seed)
+    return [[chance.randrange(10, vocabulary) for _ in range(inputs)] for _ in range(requests)]
+
+
+def gap(logits: list[float]) -> float:
+    """Between the best two."""
+    best, second, *_ = sorted(logits, reverse=True)
+    return best - second
+
+
+def followed(path: str, workload: str, prompts: list[list[int]], generate: Any) -> dict[str, Any]:
+    """How this engine goes along the tokens of the run at ``path``."""
+    from following import follow
+
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+    row = next(row for row in rows if row["workload"] == workload)
+    return follow(prompts, row["tokens"], row["gaps"], generate)
+
+
 def compare(first: str, second: str) -> int:
-    """Print how the second run stands to the first; 1 if their KV caches are not equal."""
-    with open(first, encoding="utf-8") as one, open(second, encoding="utf-8") as other:
-        a, b = json.load(one), json.load(other)
+    """Print how the second run, which followed the first, stands to it; 1 if tokens or KV caches are not equal."""
+    from following import right
+
+    a, b = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (first, second))
     print(f"{second} beside {first}, on {b['device']}, KV cache of {b['kv_tokens']:,} tokens")
-    print("| requests:in:out | tokens equal | first, tokens/s | second, tokens/s | second to first |")
-    print("|---|---|---|---|---|")
-    for left, right in zip(a["rows"], b["rows"], strict=True):
-        pairs = [
-            (x, y) for p, q in zip(left["tokens"], right["tokens"], strict=True) for x, y in zip(p, q, strict=True)
-        ]
-        equal = sum(x == y for x, y in pairs) / len(pairs)
-        speeds = left["tokens_per_s"], right["tokens_per_s"]
-        ratio = speeds[1] / speeds[0]
-        print(f"| {left['workload']} | {equal:.1%} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {ratio:.2f} |")
+    print(
+        "| requests:in:out | tokens equal | near ties | wrong | first, tokens/s | second, tokens/s | second to first |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    failed = 0
+    for left, right_ in zip(a["rows"], b["rows"], strict=True):
+        found = right_["following"]
+        speeds = left["tokens_per_s"], right_["tokens_per_s"]
+        equal = f"{found['equal']:,} of {found['tokens']:,} ({found['equal'] / found['tokens']:.1%})"
+        print(
+            f"| {left['workload']} | {equal} | {found['near_ties']} | {found['wrong']} | "
+            f"{speeds[0]:,.0f} | {speeds[1]:,.0f} | {speeds[1] / speeds[0]:.2f} |"
+        )
+        if not right(found):
+            failed = 1
+            print(f"Not equal: every token that is no near tie must be, and 98% of all. First: {found['examples'][:3]}")
     if a["kv_tokens"] != b["kv_tokens"]:
         print(f"The KV caches are not equal: {a['kv_tokens']:,} and {b['kv_tokens']:,} tokens; speeds say little.")
         return 1
-    return 0
+    return failed
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@
 # CONFIG_DIR: a folder with config.json, e.g. configs/qwen3-0.6b. BACKEND: what the first is compared with; fa3 dougong
 # by default. A backend with ":eager" behind it runs without graphs.
 # Environment: KV_TOKENS per engine (173,000 of Qwen3-0.6B are 18.5 GiB: three such engines fit 80 GB, and 256 x 640
-# tokens fit one), LIMIT seconds for all (250), WORKLOADS, REPEATS. Engines come up side by side and are measured one
-# after another. SGLang's first start on a machine builds kernels for about 100 s.
+# tokens fit one), LIMIT seconds for all (250), WORKLOADS, REPEATS, MODEL (a folder with weights; random ones by
+# default, of LAYERS layers: few layers make few near ties). Engines come up side by side and are measured one after
+# another; the second goes along the first one's tokens, then. SGLang's first start on a machine builds kernels for
+# about 100 s.
 set -u
 config=${1:?a folder with config.json, e.g. configs/qwen3-0.6b}
 out=${2:-sglang-bench}
@@ -15,17 +17,23 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$out"
 python3 -c 'import dougong_sglang' 2> /dev/null || python3 -m pip install --no-deps "$here/.." || exit 1
 . "$here/../../../benchmarks/peers/turns.sh"
+export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$peers
 
-results=()
+# Weights with which tokens show attention; the engines' own dummy ones do not.
+model=${MODEL:-$out/weights}
+python3 "$peers/random_weights.py" "$config" "$model" ${LAYERS:+--layers "$LAYERS"} || exit 1
+
+results=() follow=()
 for backend in "${backends[@]}"; do
   name=${backend/:/-} options=()
   [ "${backend%:eager}" = "$backend" ] || options=(--disable-cuda-graph)
   rm -f "$out/$name.json"
   results+=("$out/$name.json")
   # --memory is of what is free at an engine's start; --max-total-tokens then bounds the cache.
-  engine "sglang-$name" "$here/offline.py" --config-dir "$config" --attention-backend "${backend%:eager}" \
+  engine "sglang-$name" "$here/offline.py" --model "$model" --attention-backend "${backend%:eager}" \
     --memory 0.9 --max-total-tokens "${KV_TOKENS:-173008}" --workloads "$workloads" --repeats "${REPEATS:-3}" \
-    --json "$out/$name.json" "${options[@]}"
+    --json "$out/$name.json" "${options[@]}" "${follow[@]}"
+  follow=(--follow "${results[0]}")
 done
 turns; failed=$?
 for result in "${results[@]:1}"; do

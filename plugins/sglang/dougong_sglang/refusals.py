@@ -26,6 +26,8 @@ def refuse_runner(runner: Any) -> None:
         (getattr(args, "speculative_algorithm", None), "speculative decoding"),
         (getattr(args, "kv_cache_dtype", "auto") not in ("auto", None), f"--kv-cache-dtype {args.kv_cache_dtype}"),
         (getattr(args, "dcp_size", 1) > 1, "decode context parallelism"),
+        # A rank's queries are then a part of the batch's, in a place of their own.
+        (getattr(args, "attn_cp_size", 1) > 1 or getattr(args, "enable_prefill_cp", False), "context parallel prompts"),
         (getattr(args, "enable_deterministic_inference", False), "--enable-deterministic-inference"),
         (pool != _POOL, f"KV pools of the kind {pool}"),
         (layout != "nhd", f"KV pools that lie as {layout}"),

@@ -1,6 +1,7 @@
 """One vLLM engine with one attention backend: speed of fixed workloads, and tokens to compare with another run's.
 
-``--compare A B`` says how many tokens agree and how the speeds stand to one another.
+``--follow A`` has the engine go along A's tokens. ``--compare A B`` says how many tokens of B, which followed A, agree,
+and how the speeds stand to one another. benchmarks/peers must be on PYTHONPATH, as run.sh has it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import argparse
 import json
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config-dir")
+    parser.add_argument("--model", help="folder with weights: benchmarks/peers/random_weights.py writes one")
     parser.add_argument("--attention-backend", default="CUSTOM")
     parser.add_argument("--enforce-eager", action="store_true")
     parser.add_argument("--workloads", default="1:128:128,16:512:128,256:512:128")
@@ -22,6 +24,7 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=0.85, help="gpu_memory_utilization")
     parser.add_argument("--kv-gib", type=float, help="the KV cache's size, in place of what --memory leaves")
     parser.add_argument("--json")
+    parser.add_argument("--follow", metavar="A", help="another run's --json")
     parser.add_argument("--compare", nargs=2)
     options = parser.parse_args()
     if options.compare:
@@ -39,7 +42,7 @@ def measure(options: Any) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        model=options.config_dir, load_format="dummy", skip_tokenizer_init=True, seed=0,
+        model=options.model, skip_tokenizer_init=True, seed=0,
         attention_backend=options.attention_backend, enforce_eager=options.enforce_eager,
         enable_prefix_caching=True, max_model_len=4096, gpu_memory_utilization=options.memory,
         kv_cache_memory_bytes=None if options.kv_gib is None else int(options.kv_gib * 2**30),
@@ -51,43 +54,88 @@ def measure(options: Any) -> dict[str, Any]:
     for workload in options.workloads.split(","):
         requests, inputs, outputs = map(int, workload.split(":"))
         params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True, detokenize=False)
-        best, tokens = 0.0, []
-        for turn in range(options.repeats + 1):  # the first warms up; fresh prompts each time but the last two
-            chance = random.Random(min(turn, options.repeats - 1))
-            prompts = [
-                {"prompt_token_ids": [chance.randrange(10, vocabulary) for _ in range(inputs)]} for _ in range(requests)
-            ]
+        best = 0.0
+        for turn in range(options.repeats + 1):  # the first warms up
+            prompts = draw(turn, requests, inputs, vocabulary)
             start = time.perf_counter()
-            done = llm.generate(prompts, params, use_tqdm=False)
+            llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False)
             rate = requests * outputs / (time.perf_counter() - start)
-            if 0 < turn < options.repeats:
+            if turn:
                 best = max(best, rate)
-            tokens = [list(one.outputs[0].token_ids) for one in done]  # the last turn's prompts are cached: prefix hits
-        rows.append({"workload": workload, "tokens_per_s": best, "tokens": tokens})
+        row: dict[str, Any] = {"workload": workload, "tokens_per_s": best}
+        prompts = draw(options.repeats + 1, requests, inputs, vocabulary)
+        if options.follow:
+
+            def generate(prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
+                each = [
+                    SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
+                    for count in counts
+                ]
+                given: Any = [{"prompt_token_ids": one} for one in prompts]
+                return [list(one.outputs[0].token_ids) for one in llm.generate(given, each, use_tqdm=False)]
+
+            row["following"] = followed(options.follow, workload, prompts, generate)
+        else:
+            params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True, detokenize=False, logprobs=2)
+            done = llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False)
+            row["tokens"] = [list(one.outputs[0].token_ids) for one in done]
+            row["gaps"] = [
+                [gap([entry.logprob for entry in step.values()]) for step in one.outputs[0].logprobs or ()]
+                for one in done
+            ]
+        rows.append(row)
         print(options.attention_backend, workload, f"{best:.0f} tokens/s", flush=True)
     device = torch.cuda.get_device_name()
     return {"vllm": vllm.__version__, "device": device, "kv_tokens": kv_tokens, "rows": rows}
 
 
+def draw(seed: int, requests: int, inputs: int, vocabulary: int) -> list[list[int]]:
+    """Prompts of one turn, another turn's are others."""
+    chance = random.Random(seed)
+    return [[chance.randrange(10, vocabulary) for _ in range(inputs)] for _ in range(requests)]
+
+
+def gap(logits: list[float]) -> float:
+    """Between the best two."""
+    best, second, *_ = sorted(logits, reverse=True)
+    return best - second
+
+
+def followed(path: str, workload: str, prompts: list[list[int]], generate: Any) -> dict[str, Any]:
+    """How this engine goes along the tokens of the run at ``path``."""
+    from following import follow
+
+    rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+    row = next(row for row in rows if row["workload"] == workload)
+    return follow(prompts, row["tokens"], row["gaps"], generate)
+
+
 def compare(first: str, second: str) -> int:
-    """Print how the second run stands to the first; 1 if their KV caches are not equal."""
-    with open(first, encoding="utf-8") as one, open(second, encoding="utf-8") as other:
-        a, b = json.load(one), json.load(other)
+    """Print how the second run, which followed the first, stands to it; 1 if tokens or KV caches are not equal."""
+    from following import right
+
+    a, b = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (first, second))
     print(f"{second} beside {first}, on {b['device']}, KV cache of {b['kv_tokens']:,} tokens")
-    print("| requests:in:out | tokens equal | first, tokens/s | second, tokens/s | second to first |")
-    print("|---|---|---|---|---|")
-    for left, right in zip(a["rows"], b["rows"], strict=True):
-        pairs = [
-            (x, y) for p, q in zip(left["tokens"], right["tokens"], strict=True) for x, y in zip(p, q, strict=True)
-        ]
-        equal = sum(x == y for x, y in pairs) / len(pairs)
-        speeds = left["tokens_per_s"], right["tokens_per_s"]
-        ratio = speeds[1] / speeds[0]
-        print(f"| {left['workload']} | {equal:.1%} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {ratio:.2f} |")
+    print(
+        "| requests:in:out | tokens equal | near ties | wrong | first, tokens/s | second, tokens/s | second to first |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    failed = 0
+    for left, right_ in zip(a["rows"], b["rows"], strict=True):
+        found = right_["following"]
+        speeds = left["tokens_per_s"], right_["tokens_per_s"]
+        equal = f"{found['equal']:,} of {found['tokens']:,} ({found['equal'] / found['tokens']:.1%})"
+        print(
+            f"| {left['workload']} | {equal} | {found['near_ties']} | {found['wrong']} | "
+            f"{speeds[0]:,.0f} | {speeds[1]:,.0f} | {speeds[1] / speeds[0]:.2f} |"
+        )
+        if not right(found):
+            failed = 1
+            print(f"Not equal: every token that is no near tie must be, and 98% of all. First: {found['examples'][:3]}")
     if a["kv_tokens"] != b["kv_tokens"]:
         print(f"The KV caches are not equal: {a['kv_tokens']:,} and {b['kv_tokens']:,} tokens; speeds say little.")
         return 1
-    return 0
+    return failed
 
 
 if __name__ == "__main__":
