@@ -7,14 +7,12 @@ decodes, as in serving.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["NEAR_TIE", "SHARE", "follow", "right"]
+__all__ = ["SHARE", "best_two", "follow", "near_tie", "right"]
 
-NEAR_TIE = 4 * 2.0**-7
-"""4 units in the last place of bfloat16 from 1 to 2. The best of a vocabulary's logits is larger, so this is at most
-what the house's rule of equal tokens allows."""
 SHARE = 0.98
 """Least share of equal tokens, near ties and all."""
 
@@ -22,47 +20,63 @@ SHARE = 0.98
 Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
 
 
+def best_two(logprobs: Sequence[float], vocabulary: int) -> tuple[float, float]:
+    """The best two logits of a step from its log-probabilities. Engines tell no logits; these lie below the true ones
+    by log(mean of exp(logit)), which is next to nothing where most logits are small (random_weights.py's are)."""
+    best, second, *_ = sorted(logprobs, reverse=True)
+    return best + math.log(vocabulary), second + math.log(vocabulary)
+
+
+def near_tie(best: float, second: float) -> bool:
+    """Within 4 units in the last place that bfloat16 has at the best logit."""
+    # Engines subtract in float32: what is 4 units exactly may be a little more.
+    return best - second <= 4 * 2.0 ** (math.floor(math.log2(max(best, 2.0**-20))) - 7) * (1 + 1e-4)
+
+
 def follow(
-    prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], gaps: Sequence[Sequence[float]],
-    generate: Generate,
+    prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]],
+    logits: Sequence[Sequence[Sequence[float]]], generate: Generate,
 ) -> dict[str, Any]:  # fmt: skip
     """Hold an engine's tokens against the reference's.
 
     Args:
         tokens: [request][step], the reference's.
-        gaps: [request][step], how far its best logit lies above its second.
+        logits: [request][step], the reference's best and second best logit.
 
     Returns:
-        counts of ``tokens``, ``equal`` ones and ``near_ties`` among the others; ``wrong``, the rest: (request, step,
-        token, expected, gap), the first 20; ``rounds`` of generation.
+        counts of ``tokens``, ``equal`` ones and ``near_ties`` and ``wrong`` ones among the others; ``rounds`` of
+        generation; ``differing``: (request, step, token, expected, best, second) of the wrong ones first, at most 50.
     """
     at = [0] * len(prompts)
-    equal = near = wrongs = rounds = 0
-    wrong: list[dict[str, Any]] = []
-    open_ = list(range(len(prompts)))
-    while open_:
+    equal = rounds = 0
+    differing: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    unfinished = list(range(len(prompts)))
+    while unfinished:
         rounds += 1
         found = generate(
-            [[*prompts[i], *tokens[i][: at[i]]] for i in open_], [len(tokens[i]) - at[i] for i in open_]
-        )  # fmt: skip
-        for i, got in zip(open_, found, strict=True):
+            [[*prompts[i], *tokens[i][: at[i]]] for i in unfinished], [len(tokens[i]) - at[i] for i in unfinished]
+        )
+        for i, got in zip(unfinished, found, strict=True):
             for token, expected in zip(got, tokens[i][at[i] :], strict=True):
                 step = at[i]
                 at[i] += 1
                 if token == expected:
                     equal += 1
                     continue
-                if gaps[i][step] <= NEAR_TIE:
-                    near += 1
-                else:
-                    wrongs += 1
-                    wrong.append(dict(request=i, step=step, token=token, expected=expected, gap=gaps[i][step]))
+                best, second = logits[i][step]
+                differing[near_tie(best, second)].append(
+                    dict(request=i, step=step, token=token, expected=expected, best=best, second=second)
+                )
                 break
-        open_ = [i for i in open_ if at[i] < len(tokens[i])]
-    total = sum(len(one) for one in tokens)
+        unfinished = [i for i in unfinished if at[i] < len(tokens[i])]
     return {
-        "tokens": total, "equal": equal, "near_ties": near, "wrong": wrongs, "examples": wrong[:20], "rounds": rounds,
-    }  # fmt: skip
+        "tokens": sum(len(one) for one in tokens),
+        "equal": equal,
+        "near_ties": len(differing[True]),
+        "wrong": len(differing[False]),
+        "rounds": rounds,
+        "differing": [*differing[False], *differing[True]][:50],
+    }
 
 
 def right(result: dict[str, Any]) -> bool:

@@ -4,9 +4,9 @@
     python benchmarks/peers/random_weights.py CONFIG_DIR OUT [--layers 4] [--seed 0]
 
 Engines' own dummy weights are so small that the next token hangs on the last one alone: attention that answers zeros
-gives the same tokens. These are transformers' initial weights, norms 1, with an embedding of a size such that layers add more than it.
-The rows of the head, which is not the embedding, have lengths from e**-6 to e**6, so that the best token is seldom a
-near tie, and the best logit lies between 1 and 8. Rounding to bfloat16 makes noise in every layer: of fewer
+gives the same tokens. These are transformers' initial weights, norms 1, with an embedding so small that layers add
+more than it holds. The rows of the head, which is not the embedding, have lengths from e**-6 to e**6, so that the best
+token is seldom a near tie; its logit lies between 1 and 8. Rounding to bfloat16 makes noise in every layer: with fewer
 layers fewer tokens are near ties. Writes config.json and model.safetensors (bfloat16).
 """
 

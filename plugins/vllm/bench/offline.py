@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from following import best_two, follow, right
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,8 +81,11 @@ def measure(options: Any) -> dict[str, Any]:
             params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True, detokenize=False, logprobs=2)
             done = llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False)
             row["tokens"] = [list(one.outputs[0].token_ids) for one in done]
-            row["gaps"] = [
-                [gap([entry.logprob for entry in step.values()]) for step in one.outputs[0].logprobs or ()]
+            row["logits"] = [
+                [
+                    best_two([entry.logprob for entry in step.values()], vocabulary)
+                    for step in one.outputs[0].logprobs or ()
+                ]
                 for one in done
             ]
         rows.append(row)
@@ -95,25 +100,15 @@ def draw(seed: int, requests: int, inputs: int, vocabulary: int) -> list[list[in
     return [[chance.randrange(10, vocabulary) for _ in range(inputs)] for _ in range(requests)]
 
 
-def gap(logits: list[float]) -> float:
-    """Between the best two."""
-    best, second, *_ = sorted(logits, reverse=True)
-    return best - second
-
-
 def followed(path: str, workload: str, prompts: list[list[int]], generate: Any) -> dict[str, Any]:
     """How this engine goes along the tokens of the run at ``path``."""
-    from following import follow
-
     rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
     row = next(row for row in rows if row["workload"] == workload)
-    return follow(prompts, row["tokens"], row["gaps"], generate)
+    return follow(prompts, row["tokens"], row["logits"], generate)
 
 
 def compare(first: str, second: str) -> int:
     """Print how the second run, which followed the first, stands to it; 1 if tokens or KV caches are not equal."""
-    from following import right
-
     a, b = (json.loads(Path(path).read_text(encoding="utf-8")) for path in (first, second))
     print(f"{second} beside {first}, on {b['device']}, KV cache of {b['kv_tokens']:,} tokens")
     print(
@@ -131,7 +126,9 @@ def compare(first: str, second: str) -> int:
         )
         if not right(found):
             failed = 1
-            print(f"Not equal: every token that is no near tie must be, and 98% of all. First: {found['examples'][:3]}")
+            print(
+                f"Not equal: every token that is no near tie must be, and 98% of all. First: {found['differing'][:3]}"
+            )
     if a["kv_tokens"] != b["kv_tokens"]:
         print(f"The KV caches are not equal: {a['kv_tokens']:,} and {b['kv_tokens']:,} tokens; speeds say little.")
         return 1
