@@ -28,8 +28,10 @@ class Mode:
 class MHATokenToKVPool:
     """Token places of one layer; place 0 is for padding."""
 
-    def __init__(self, size: int, heads: int, dim: int) -> None:
-        self.k, self.v = (torch.full((size, heads, dim), float("nan")) for _ in range(2))
+    def __init__(
+        self, size: int, heads: int, dim: int, v_dim: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.k, self.v = (torch.full((size, heads, one), float("nan"), dtype=dtype) for one in (dim, v_dim or dim))
 
     def set_kv_buffer(self, layer: Any, where: KVWriteLoc, k: torch.Tensor, v: torch.Tensor) -> None:
         self.k[where.loc], self.v[where.loc] = k, v

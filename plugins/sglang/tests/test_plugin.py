@@ -18,6 +18,7 @@ import sglang_host as host
 import torch
 
 H, K, D = 4, 2, 32
+SINKS = torch.tensor([-1.0, 0.5, 2.0, 4.0])
 
 
 def make(monkeypatch: pytest.MonkeyPatch, page: int, **options: Any) -> tuple[Any, Any, torch.Tensor]:
@@ -99,7 +100,9 @@ class TestRefusals:
             backend.forward_extend(q, k, v, host.layer(H, K, D, **options), batch, **given)
 
 
-def reference(q: torch.Tensor, history: list[Any], q_lens: list[int], layer: Any) -> torch.Tensor:
+def reference(
+    q: torch.Tensor, history: list[Any], q_lens: list[int], layer: Any, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
     """Plain attention, row by row, in float64; a window of w shows the query's token and w before it."""
     out, at = [], 0
     for (k, v), count in zip(history, q_lens, strict=True):
@@ -110,22 +113,40 @@ def reference(q: torch.Tensor, history: list[Any], q_lens: list[int], layer: Any
             scores = torch.einsum("hd,nhd->hn", q[at + j].double(), keys) * layer.scaling
             if layer.logit_cap:
                 scores = layer.logit_cap * torch.tanh(scores / layer.logit_cap)
-            out.append(torch.einsum("hn,nhd->hd", scores.softmax(-1), values))
+            weights = scores.exp()
+            total = weights.sum(-1) + (0 if sinks is None else sinks.double().exp())
+            out.append(torch.einsum("hn,nhd->hd", weights / total[:, None], values))
         at += count
     return torch.stack(out).float()
 
 
 @pytest.mark.parametrize("page", [1, 16])
-@pytest.mark.parametrize("options", [{}, {"sliding_window_size": 9}, {"logit_cap": 2.0}])
-def test_steps_of_a_server(page: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "sinks"),
+    [
+        ({}, None),
+        ({"sliding_window_size": 9}, None),
+        ({"logit_cap": 2.0}, None),
+        ({"v_head_dim": 16}, None),
+        ({"v_head_dim": 48}, None),
+        ({}, SINKS),
+        ({"sliding_window_size": 9, "logit_cap": 2.0, "v_head_dim": 16}, SINKS),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_steps_of_a_server(
+    page: int, options: dict[str, Any], sinks: torch.Tensor | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompts, a chunk mixed with a decode, a prompt whose front is cached, decodes: all over one pool."""
     torch.manual_seed(0)
-    backend, _, table = make(monkeypatch, page)
     layer = host.layer(H, K, D, **options)
+    dims = D, D, layer.v_head_dim
+    backend, _, table = make(monkeypatch, page, pool=host.MHATokenToKVPool(192 + page, K, *dims[1:], dtype))
+    given = {} if sinks is None else {"sinks": sinks.to(dtype)}  # a weight as the others
     history: dict[int, Any] = {}
 
     def step(rows: list[int], q_lens: list[int], decode: bool = False) -> None:
-        q, k, v = (torch.randn(sum(q_lens), heads, D) for heads in (H, K, K))
+        q, k, v = (torch.randn(sum(q_lens), n, dim).to(dtype) for n, dim in zip((H, K, K), dims, strict=True))
         at = 0
         for row, count in zip(rows, q_lens, strict=True):
             old = history.get(row, (k[:0], v[:0]))
@@ -134,9 +155,11 @@ def test_steps_of_a_server(page: int, options: dict[str, Any], monkeypatch: pyte
         batch = host.forward(rows, q_lens, [history[row][0].shape[0] for row in rows], table, decode)
         backend.init_forward_metadata(batch)
         run = backend.forward_decode if decode else backend.forward_extend
-        out = run(q.reshape(len(q), H * D), k, v, layer, batch)
-        want = reference(q, [history[row] for row in rows], q_lens, layer)
-        torch.testing.assert_close(out.view(-1, H, D), want, rtol=1e-4, atol=1e-4)
+        out = run(q.reshape(len(q), H * D), k, v, layer, batch, **given)
+        assert out.dtype is dtype
+        want = reference(q, [history[row] for row in rows], q_lens, layer, sinks)
+        rtol, atol = (1e-4, 1e-4) if dtype is torch.float32 else (2e-2, 2e-3)
+        torch.testing.assert_close(out.float().view(want.shape), want, rtol=rtol, atol=atol)
 
     step([0, 1], [20, 5])
     step([1, 0], [11, 1])  # SGLang's mixed batches: chunks first, decodes last

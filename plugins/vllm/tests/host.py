@@ -149,21 +149,23 @@ def cp_lse_ag_out_rs(
     return (outs * weights[..., None]).sum(0)[:, mine].to(out.dtype), total[:, mine].float()
 
 
-def config(layers: dict[str, Any], block_size: int = 16) -> tuple[Any, Any]:
+def config(layers: dict[str, Any], block_size: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """(vllm_config, kv_cache_spec) of a model whose attention layers are ``layers``."""
     vllm = SimpleNamespace(
         scheduler_config=SimpleNamespace(max_num_seqs=16, max_num_batched_tokens=128),
-        model_config=SimpleNamespace(max_model_len=256, dtype=torch.float32),
+        model_config=SimpleNamespace(max_model_len=256, dtype=dtype),
         parallel_config=SimpleNamespace(cp_kv_cache_interleave_size=1, dcp_comm_backend="ag_rs"),
         layers={name: SimpleNamespace(impl=impl) for name, impl in layers.items()},
     )
-    spec = SimpleNamespace(block_size=block_size, num_kv_heads=2, head_size=32, dtype=torch.float32)
+    spec = SimpleNamespace(block_size=block_size, num_kv_heads=2, head_size=32, dtype=dtype)
     return vllm, spec
 
 
-def install(monkeypatch: Any, version: str = "0.26.0", **changes: Any) -> dict[str, ModuleType]:
+def install(
+    monkeypatch: Any, version: str = "0.26.0", dtype: torch.dtype = torch.float32, **changes: Any
+) -> dict[str, ModuleType]:
     """Put the modules in place; ``changes`` remove (None) or replace names of the registry."""
-    current = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))
+    current = SimpleNamespace(model_config=SimpleNamespace(dtype=dtype))
     contents: dict[str, dict[str, Any]] = {
         "vllm": {"__version__": version},
         "vllm.config": {

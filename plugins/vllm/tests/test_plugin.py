@@ -18,10 +18,12 @@ import pytest
 import torch
 
 BLOCK, H, K, D = 16, 4, 2, 32
+SLOPES = [0.5, 0.25, 0.125, 0.0625]
+SINKS = torch.tensor([-1.0, 0.5, 2.0, 4.0])
 
 
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    host.install(monkeypatch)
+def load(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) -> Any:
+    host.install(monkeypatch, dtype=dtype)
     return SimpleNamespace(**{name: importlib.import_module(f"dougong_vllm.{name}") for name in
                               ("backend", "builder", "impl", "batch")})  # fmt: skip
 
@@ -149,42 +151,61 @@ def common_of(q_lens: list[int], kv_lens: list[int], tables: torch.Tensor, pad_r
 
 
 def reference(
-    q: torch.Tensor, history: list[tuple[torch.Tensor, torch.Tensor]], q_lens: list[int], spec: Any
+    q: torch.Tensor, history: list[tuple[torch.Tensor, torch.Tensor]], q_lens: list[int], asked: dict[str, Any]
 ) -> torch.Tensor:
-    """Plain attention, row by row, in float64."""
+    """Plain attention, row by row, in float64, of a layer of the options ``asked``."""
+    window, cap, sinks = (asked.get(name) for name in ("sliding_window", "logits_soft_cap", "sinks"))
+    slopes = torch.tensor(asked.get("alibi_slopes", [0.0] * H)).double()
     out, at = [], 0
     for (k, v), count in zip(history, q_lens, strict=True):
         for j in range(count):
             position = k.shape[0] - count + j
-            low = max(0, position - spec.window + 1) if spec.window else 0
+            low = max(0, position - window + 1) if window else 0
             keys, values = (x[low : position + 1].double().repeat_interleave(H // K, 1) for x in (k, v))
-            scores = torch.einsum("hd,nhd->hn", q[at + j].double(), keys) * spec.scale
-            if spec.softcap:
-                scores = spec.softcap * torch.tanh(scores / spec.softcap)
-            out.append(torch.einsum("hn,nhd->hd", scores.softmax(-1), values))
+            scores = torch.einsum("hd,nhd->hn", q[at + j].double(), keys) * D**-0.5
+            if cap:
+                scores = cap * torch.tanh(scores / cap)
+            weights = (scores + slopes[:, None] * (torch.arange(low, position + 1) - position)).exp()
+            total = weights.sum(-1) + (0 if sinks is None else sinks.double().exp())
+            out.append(torch.einsum("hn,nhd->hd", weights / total[:, None], values))
         at += count
     return torch.stack(out).float()
 
 
-@pytest.mark.parametrize("options", [{}, {"sliding_window": 9}, {"logits_soft_cap": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"sliding_window": 9},
+        {"logits_soft_cap": 2.0},
+        {"alibi_slopes": SLOPES},
+        {"sinks": SINKS},
+        {"alibi_slopes": SLOPES, "sinks": SINKS, "sliding_window": 9, "logits_soft_cap": 2.0},
+    ],
+    ids=lambda options: "+".join(options) or "plain",
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("strides", ["NHD", "HND"])
 @pytest.mark.parametrize("graph", [False, True])
-def test_steps_of_a_server(options: dict[str, Any], strides: str, graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_a_server(
+    options: dict[str, Any], dtype: torch.dtype, strides: str, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prefill, a chunk beside decodes, a prefix-cached prompt, decodes padded for a graph: all over one cache."""
     torch.manual_seed(0)
-    parts = load(monkeypatch)
-    impl = parts.impl.DougongAttentionImpl(H, D, D**-0.5, K, **options)
-    vllm, spec = host.config({"layer": impl})
+    parts = load(monkeypatch, dtype)
+    loaded = {name: x.to(dtype) if name == "sinks" else x for name, x in options.items()}  # a weight as the others
+    impl = parts.impl.DougongAttentionImpl(H, D, D**-0.5, K, **loaded)
+    vllm, spec = host.config({"layer": impl}, dtype=dtype)
     builder = parts.builder.DougongMetadataBuilder(spec, ["layer"], vllm, torch.device("cpu"))
     shape = (12, K, BLOCK, 2 * D) if strides == "HND" else (12, BLOCK, K, 2 * D)
-    cache = torch.full(shape, float("nan"))
+    cache = torch.full(shape, float("nan"), dtype=dtype)
     cache = cache if strides == "HND" else cache.transpose(1, 2)
     tables = torch.tensor([[3, 7, 1], [5, 2, 9], [3, 8, 4]])  # the third shares the first one's first block
     history: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def step(rows: list[int], q_lens: list[int], pad_rows: int = 0, pad: int = 0) -> None:
         new = sum(q_lens)
-        q, k, v = (torch.randn(new + pad, heads, D) for heads in (H, K, K))
+        q, k, v = (torch.randn(new + pad, heads, D).to(dtype) for heads in (H, K, K))
         at = 0
         for row, count in zip(rows, q_lens, strict=True):
             old = history.get(row, (k[:0], v[:0]))
@@ -195,10 +216,11 @@ def test_steps_of_a_server(options: dict[str, Any], strides: str, graph: bool, m
         build = builder.build_for_cudagraph_capture if graph else lambda common: builder.build(0, common)
         metadata = build(common)
         assert metadata.slots.min() >= 0
-        output = torch.full((new + pad, H * D), 7.0)
+        output = torch.full((new + pad, H * D), 7.0, dtype=dtype)
         impl.forward(SimpleNamespace(), q, k, v, cache, metadata, output)
-        want = reference(q, [history[row] for row in rows], q_lens, impl.spec)
-        torch.testing.assert_close(output[:new].view(new, H, D), want, rtol=1e-4, atol=1e-4)
+        want = reference(q, [history[row] for row in rows], q_lens, options)
+        rtol, atol = (1e-4, 1e-4) if dtype is torch.float32 else (2e-2, 2e-3)
+        torch.testing.assert_close(output[:new].view(new, H, D).float(), want, rtol=rtol, atol=atol)
 
     step([0, 1], [20, 5])  # two prompts
     step([0, 1], [1, 11])  # a decode beside the rest of a prompt in chunks
