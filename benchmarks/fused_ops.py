@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "core")]
 from dougong.hal import HND, NHD, AttentionSpec, LayerArgs, LayerCache, QKVShape, RopeTable, allocate_cache
 from dougong.hal.reference import ops as reference
 from dougong.hal.reference import sampling
-from dougong_kernels.ops import draw, gemv, pointwise, write
+from dougong_kernels.ops import draw, gemv, pointwise, skinny, write
 
 DEV = "cuda"
 BF16 = torch.bfloat16
@@ -119,12 +119,24 @@ def check() -> list[str]:
             got = draw.sample(logits.clone(), heat, *args, seeds, positions)
             want = sampling.sample(logits.clone(), heat, *args, seeds, positions)
             say(f"sample {name} {vocabulary}", torch.equal(got, want), f"{got.tolist()} {want.tolist()}")
-    for tokens, inputs, outputs in ((1, 1024, 4096), (3, 3072, 1024), (16, 1024, 6144), (1, 2048, 100)):
+    for tokens, inputs, outputs in (
+        (1, 1024, 4096),
+        (3, 3072, 1024),
+        (16, 1024, 6144),
+        (1, 2048, 100),
+        (16, 3072, 1024),
+        (9, 4096, 28672),
+        (16, 5000, 50),
+    ):
         x = torch.randn(tokens, inputs, device=DEV).to(BF16)
         w = torch.randn(outputs, inputs, device=DEV).to(BF16)
         bias = torch.randn(outputs, device=DEV).to(BF16)
         want = (x.double() @ w.double().T + bias.double()).to(BF16)
         near(f"gemv {tokens}x{inputs}->{outputs}", gemv.linear(x, w, bias), want)
+        if tokens > 1:
+            product = skinny.Skinny(outputs, inputs, BF16, x.device)
+            for turn in range(3):
+                near(f"few rows {tokens}x{inputs}->{outputs}, turn {turn}", product(x, w, bias), want)
     return lines
 
 
@@ -239,7 +251,10 @@ def timed(a: argparse.Namespace) -> list[str]:
             copies = max(2, min(CALLS, (300 << 20) // (2 * inputs * outputs)))
             ws = [torch.randn(outputs, inputs, device=DEV).to(BF16) for _ in range(copies)]
             x = torch.randn(tokens, inputs, device=DEV).to(BF16)
-            us = graph_us(lambda i: gemv.linear(x, ws[i % copies], None))
+            product: Any = gemv.linear
+            if tokens > 1:
+                product = skinny.Skinny(outputs, inputs, BF16, x.device)
+            us = graph_us(lambda i: product(x, ws[i % copies], None))
             row(
                 f"gemv {tokens} {inputs}->{outputs}",
                 us,

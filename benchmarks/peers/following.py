@@ -8,7 +8,7 @@ decodes, as in serving.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["SHARE", "best_two", "follow", "near_tie", "right"]
@@ -20,11 +20,14 @@ SHARE = 0.98
 Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
 
 
-def best_two(logprobs: Sequence[float], vocabulary: int) -> tuple[float, float]:
-    """The best two logits of a step from its log-probabilities. Engines tell no logits; these lie below the true ones
-    by log(mean of exp(logit)), which is next to nothing where most logits are small (random_weights.py's are)."""
-    best, second, *_ = sorted(logprobs, reverse=True)
-    return best + math.log(vocabulary), second + math.log(vocabulary)
+def best_two(logprobs: Mapping[int, float], vocabulary: int) -> tuple[float, float, int]:
+    """The best two logits of a step from its log-probabilities by token, and the second one's token.
+
+    Engines tell no logits; these lie below the true ones by log(mean of exp(logit)), which is next to nothing where
+    most logits are small (random_weights.py's are).
+    """
+    best, second, *_ = sorted(logprobs, key=lambda token: -logprobs[token])
+    return logprobs[best] + math.log(vocabulary), logprobs[second] + math.log(vocabulary), second
 
 
 def near_tie(best: float, second: float) -> bool:
@@ -35,13 +38,13 @@ def near_tie(best: float, second: float) -> bool:
 
 def follow(
     prompts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]],
-    logits: Sequence[Sequence[Sequence[float]]], generate: Generate,
+    logits: Sequence[Sequence[tuple[float, float, int]]], generate: Generate,
 ) -> dict[str, Any]:  # fmt: skip
     """Hold an engine's tokens against the reference's.
 
     Args:
         tokens: [request][step], the reference's.
-        logits: [request][step], the reference's best and second best logit.
+        logits: [request][step], the reference's best and second best logit and the second's token.
 
     Returns:
         counts of ``tokens``, ``equal`` ones and ``near_ties`` and ``wrong`` ones among the others; ``rounds`` of
@@ -63,8 +66,8 @@ def follow(
                 if token == expected:
                     equal += 1
                     continue
-                best, second = logits[i][step]
-                differing[near_tie(best, second)].append(
+                best, second, runner_up = logits[i][step]
+                differing[token == runner_up and near_tie(best, second)].append(
                     dict(request=i, step=step, token=token, expected=expected, best=best, second=second)
                 )
                 break

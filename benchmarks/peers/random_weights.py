@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 def write(config_dir: Path, out: Path, layers: int | None = None, seed: int = 0) -> None:
     """Write the folder; one that is there already is kept."""
-    if (out / "config.json").is_file():
+    if out.exists():
         return
     config = AutoConfig.from_pretrained(config_dir)
     config.tie_word_embeddings = False
@@ -38,7 +38,9 @@ def write(config_dir: Path, out: Path, layers: int | None = None, seed: int = 0)
     lengths = torch.randn(head.shape[0], 1, generator=torch.Generator().manual_seed(seed)).clamp(-4, 4) * 1.5
     # A final hidden state has elements of size 1, so that the longest row's logit is 2 times a normal number.
     head.mul_((lengths - 6).exp().to(head) * (2 / (config.initializer_range * config.hidden_size**0.5)))
-    model.save_pretrained(out)
+    begun = out.with_name(out.name + ".part")
+    model.save_pretrained(begun)
+    begun.rename(out)
 
 
 def main() -> None:

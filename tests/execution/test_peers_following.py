@@ -36,8 +36,9 @@ def generate(prompts: list[list[int]], counts: list[int], wrong_at: frozenset[in
 REFERENCE = generate(PROMPTS, [12, 12, 12])
 
 
-def logits(best: float, second: float) -> list[list[tuple[float, float]]]:
-    return [[(best, second)] * 12 for _ in PROMPTS]
+def logits(best: float, second: float, ahead: int = 1) -> list[list[tuple[float, float, int]]]:
+    """The second best token is the one that `generate` gives where it is wrong."""
+    return [[(best, second, (token + ahead) % 97) for token in one] for one in REFERENCE]
 
 
 def test_an_engine_that_gives_the_same_tokens_is_asked_once() -> None:
@@ -59,6 +60,8 @@ def test_near_ties_are_no_fault_unless_they_are_many() -> None:
 
     found = follow(PROMPTS, REFERENCE, logits(3, 2.95), ties)
     assert (found["near_ties"], found["wrong"]) == (3, 0) and not right(found)
+    found = follow(PROMPTS, REFERENCE, logits(3, 2.95, ahead=2), ties)
+    assert (found["near_ties"], found["wrong"]) == (0, 3), "the tie was between others"
     assert right({"tokens": 100, "equal": 98, "wrong": 0}) and not right({"tokens": 100, "equal": 97, "wrong": 0})
 
 
@@ -72,8 +75,8 @@ def test_a_near_tie_is_four_units_in_the_last_place_at_the_best_logit() -> None:
 def test_the_best_logits_come_back_from_log_probabilities() -> None:
     rows = torch.randn(1000) * 0.05
     rows[17], rows[400] = 2.5, 2.25
-    best, second = best_two(rows.log_softmax(-1).tolist(), 1000)
-    assert best == pytest.approx(2.5, abs=0.05) and best - second == pytest.approx(0.25, abs=1e-5)
+    best, second, token = best_two(dict(enumerate(rows.log_softmax(-1).tolist())), 1000)
+    assert token == 400 and best == pytest.approx(2.5, abs=0.05) and best - second == pytest.approx(0.25, abs=1e-5)
 
 
 @pytest.fixture

@@ -156,6 +156,27 @@ def test_results_go_out_on_a_side_stream_behind_what_computes_them_and_live_unti
     assert device.log[-1] == "wait e1" and alive() is None
 
 
+def test_what_is_large_goes_out_in_order_and_holds_no_memory(logged: Callable[[Far], None]) -> None:
+    device = Far(sides=True)
+    logged(device)
+    large = torch.zeros(3, device="meta")
+    alive = weakref.ref(large)
+    copies = Transfer(device).to_host([large], aside=False)
+    del large
+    assert device.log == ["copy asynchronously", "record e0"] and alive() is None
+    copies.get()
+
+
+def test_a_stream_that_waits_for_no_events_is_not_used(
+    logged: Callable[[Far], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Far()
+    logged(device)
+    monkeypatch.setattr(device, "new_stream", object, raising=False)
+    Transfer(device).to_host([torch.zeros(3, device="meta")]).get()
+    assert device.log == ["copy asynchronously", "record e0", "wait e0"]
+
+
 def test_on_the_host_results_are_there_at_once() -> None:
     tensor = torch.arange(3)
     assert Transfer(HostDevice()).to_host([tensor]).get()[0] is tensor

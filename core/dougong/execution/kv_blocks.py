@@ -54,7 +54,7 @@ class KVBlocks:
             if not one.spec.latent:
                 parts.append(v.reshape(len(runs), -1))
         whole = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
-        return self._transfer.to_host([whole])
+        return self._transfer.to_host([whole], aside=False)
 
     @torch.inference_mode()
     def write(self, group: int, runs: Sequence[Sequence[int]], blocks: Sequence[bytes]) -> None:

@@ -50,7 +50,9 @@ class Transfer:
         self.where = device.torch_device
         self.on_host = self.where.type == "cpu"
         self._pins = device.pins_memory and not self.on_host
-        self._side = device.new_stream() if self._pins else None
+        side = device.new_stream() if self._pins else None
+        # Plugins of contract (1, 0) owe no stream that waits for events; without one all is in order on one stream.
+        self._side = side if hasattr(side, "wait_event") else None
 
     def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """A device tensor with the array's values. The array must not be changed afterwards."""
@@ -61,24 +63,27 @@ class Transfer:
             return tensor.pin_memory().to(self.where, non_blocking=True)
         return tensor.to(self.where)
 
-    def to_host(self, tensors: list[torch.Tensor]) -> HostCopies:
+    def to_host(self, tensors: list[torch.Tensor], *, aside: bool = True) -> HostCopies:
         """Start copies of device tensors, as they are when all that was launched before has run.
 
-        The caller lets nobody write to them again: a step's results, never a buffer that the next step fills anew.
+        aside: on the side stream. The caller then lets nobody write to the tensors again (a step's results, never a
+        buffer that the next step fills anew), and their memory is held until the copies are taken. Else in order
+        with the steps, for what is large.
         """
         if self.on_host:
             return HostCopies(tensors, None)
         if not self._pins:
             return HostCopies([tensor.to("cpu") for tensor in tensors], None)
-        if self._side is not None:
+        side = self._side if aside else None
+        if side is not None:
             computed = self.device.new_event()
             computed.record()
-            self._side.wait_event(computed)
-        with self.device.stream(self._side):
+            side.wait_event(computed)
+        with self.device.stream(side):
             copies = []
             for tensor in tensors:
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 copies.append(copy.copy_(tensor, non_blocking=True))
             arrived = self.device.new_event()
             arrived.record()
-        return HostCopies(copies, arrived, tensors)
+        return HostCopies(copies, arrived, None if side is None else tensors)

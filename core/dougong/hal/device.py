@@ -72,7 +72,8 @@ class Device(ABC):
         self.module.synchronize(self.index)
 
     def new_stream(self) -> Any:
-        """A side stream for copies, with ``wait_event(event)``, or None where work is done in order on one stream."""
+        """A side stream for copies, or None where work is done in order on one stream. Without ``wait_event(event)`` it
+        is not used."""
         return self.module.Stream(self.index)
 
     def stream(self, stream: Any) -> AbstractContextManager[Any]:

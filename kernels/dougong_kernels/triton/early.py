@@ -1,7 +1,8 @@
 """Programmatic dependent launch, which NVIDIA has from Hopper on: a kernel is set up while the one before it runs.
 
-A kernel launched so may begin early; it waits before it touches memory, and then lets the next one begin. As every
-kernel waits for the end of the one before it, whatever was enqueued earlier has ended too.
+A kernel launched so may begin early; it waits before it touches what the one before may write (all but weights), and
+then lets the next one begin. As every kernel waits for the end of the one before it, whatever was enqueued earlier has
+ended too.
 """
 
 import triton
@@ -22,7 +23,7 @@ except ImportError:  # a Triton of another vendor, or an older one: EARLY is nev
 
 @triton.jit
 def wait_for_inputs(EARLY: tl.constexpr):
-    """First statement of a kernel that may be launched early."""
+    """In a kernel that may be launched early: before it reads what others write, and before it writes."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()

@@ -4,7 +4,7 @@
 gated activation, recomputed by every program: x is some kilobytes out of L2, a launch is microseconds.
 `skinny_kernel` takes up to 16 rows to the matrix units.
 
-Weights are there before any kernel of a step runs: where it can, a kernel that may begin early reads them before it
+Weights are there before any kernel of a step runs: `gemv_kernel` with one chunk, begun early, reads them before it
 waits for x.
 """
 

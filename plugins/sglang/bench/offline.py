@@ -65,20 +65,23 @@ def measure(options: Any) -> dict[str, Any]:
                 best = max(best, rate)
         row: dict[str, Any] = {"workload": workload, "tokens_per_s": best}
         prompts = draw(options.repeats + 1, requests, inputs, vocabulary)
-        if options.follow:
+        if options.follow and Path(options.follow).exists():  # the first may be lost: speeds are then all there is
 
             def generate(prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
                 each = [{"temperature": 0, "max_new_tokens": count, "ignore_eos": True} for count in counts]
                 return [one["output_ids"] for one in engine.generate(input_ids=prompts, sampling_params=each)]
 
             row["following"] = followed(options.follow, workload, prompts, generate)
-        else:
+        elif not options.follow:
             done = engine.generate(
                 input_ids=prompts, sampling_params=params, return_logprob=True, top_logprobs_num=2
             )  # fmt: skip
             row["tokens"] = [one["output_ids"] for one in done]
             row["logits"] = [
-                [best_two([entry[0] for entry in step], vocabulary) for step in one["meta_info"]["output_top_logprobs"]]
+                [
+                    best_two({entry[1]: entry[0] for entry in step}, vocabulary)
+                    for step in one["meta_info"]["output_top_logprobs"]
+                ]
                 for one in done
             ]
         rows.append(row)

@@ -20,7 +20,7 @@ python3 -c 'import dougong_sglang' 2> /dev/null || python3 -m pip install --no-d
 export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$peers
 
 # Weights with which tokens show attention; the engines' own dummy ones do not.
-model=${MODEL:-$out/weights}
+model=${MODEL:-$out/weights-$(basename "$config")-${LAYERS:-all}}
 python3 "$peers/random_weights.py" "$config" "$model" ${LAYERS:+--layers "$LAYERS"} || exit 1
 
 results=() follow=()

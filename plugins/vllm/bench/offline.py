@@ -66,7 +66,7 @@ def measure(options: Any) -> dict[str, Any]:
                 best = max(best, rate)
         row: dict[str, Any] = {"workload": workload, "tokens_per_s": best}
         prompts = draw(options.repeats + 1, requests, inputs, vocabulary)
-        if options.follow:
+        if options.follow and Path(options.follow).exists():  # the first may be lost: speeds are then all there is
 
             def generate(prompts: list[list[int]], counts: list[int]) -> list[list[int]]:
                 each = [
@@ -77,13 +77,13 @@ def measure(options: Any) -> dict[str, Any]:
                 return [list(one.outputs[0].token_ids) for one in llm.generate(given, each, use_tqdm=False)]
 
             row["following"] = followed(options.follow, workload, prompts, generate)
-        else:
+        elif not options.follow:
             params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True, detokenize=False, logprobs=2)
             done = llm.generate([{"prompt_token_ids": one} for one in prompts], params, use_tqdm=False)
             row["tokens"] = [list(one.outputs[0].token_ids) for one in done]
             row["logits"] = [
                 [
-                    best_two([entry.logprob for entry in step.values()], vocabulary)
+                    best_two({token: entry.logprob for token, entry in step.items()}, vocabulary)
                     for step in one.outputs[0].logprobs or ()
                 ]
                 for one in done

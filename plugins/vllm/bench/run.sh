@@ -20,7 +20,7 @@ export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$peers
 export VLLM_USE_FLASHINFER_SAMPLER=${VLLM_USE_FLASHINFER_SAMPLER:-0}
 
 # Weights with which tokens show attention; the engines' own dummy ones do not.
-model=${MODEL:-$out/weights}
+model=${MODEL:-$out/weights-$(basename "$config")-${LAYERS:-all}}
 python3 "$peers/random_weights.py" "$config" "$model" ${LAYERS:+--layers "$LAYERS"} || exit 1
 
 results=() follow=()
