@@ -157,6 +157,7 @@ class CpuAttention(AttentionKernel):
         self._attend = self._library.attend
         self._store = self._library.store
         self._dtype = spec.dtype
+        self._q_shape, self._out_shape = (spec.num_heads, spec.head_dim), (spec.num_heads, spec.head_dim_v)
         self._layers: dict[tuple[int, int], _Layer] = {}
 
     def new_plan(self) -> CpuPlan:
@@ -187,10 +188,12 @@ class CpuAttention(AttentionKernel):
         out: torch.Tensor,
         lse: torch.Tensor | None = None,
     ) -> None:
+        # The native code gets addresses: what lies there must be what the spec says.
+        assert q.dtype is self._dtype and q.shape[1:] == self._q_shape, self._unlike("queries", q, self._q_shape)
+        assert out.dtype is self._dtype and out.shape[1:] == self._out_shape, self._unlike("out", out, self._out_shape)
         if type(kv) is RaggedKV:
             self._run_ragged(plan, layer, q, kv, out, lse)
             return
-        assert q.dtype is self._dtype, f"queries in {q.dtype}; the spec says {self._dtype}"
         known = self._layers.get((id(kv), id(layer))) or self._learn(layer, kv)
         q_st, q_sh, q_sd = q.stride()
         o_st, o_sh, o_sd = out.stride()
@@ -198,6 +201,9 @@ class CpuAttention(AttentionKernel):
             self._run_strided(plan, known, q, out, lse)
             return
         self._attend(known.address, plan.address, q.data_ptr(), out.data_ptr(), None, q_st, q_sh, o_st, o_sh)  # type: ignore[attr-defined]
+
+    def _unlike(self, name: str, x: torch.Tensor, shape: tuple[int, int]) -> str:
+        return f"{name}: {x.dtype} {tuple(x.shape)}; the spec says {self._dtype} (tokens, {shape[0]}, {shape[1]})"
 
     def _learn(self, layer: LayerArgs, cache: Any) -> _Layer:
         if len(self._layers) >= _MOST_LAYERS:  # a host framework that wraps its cache anew in each call

@@ -219,6 +219,26 @@ def test_ragged(isa: str) -> None:
         assert_close(case, out, None)
 
 
+@pytest.mark.parametrize(
+    ("q", "out", "words"),
+    [
+        ((3, 6, 64), (3, 6, 48), r"out: torch.float32 \(3, 6, 48\); the spec says torch.float32 \(tokens, 6, 64\)"),
+        ((3, 6, 32), (3, 6, 64), "queries: "),
+        ((3, 5, 64), (3, 6, 64), "queries: "),
+    ],
+)
+def test_tensors_unlike_the_spec_never_reach_the_native_code(q: Any, out: Any, words: str) -> None:
+    case = Case(spec(), [(3, 7)])
+    kernel = kernel_for(case)
+    cache, batch = case.paged()
+    plan = kernel.new_plan()
+    kernel.plan(batch, plan)
+    with pytest.raises(AssertionError, match=words):
+        kernel.run(plan, case.layer, torch.zeros(q), cache, out=torch.zeros(out))
+    with pytest.raises(AssertionError, match=r"out: torch\.bfloat16"):
+        kernel.run(plan, case.layer, case.q, cache, out=torch.zeros_like(case.q, dtype=torch.bfloat16))
+
+
 def test_an_empty_batch(isa: str) -> None:
     case = Case(spec(), [(0, 0)])
     out, _ = run(case)
